@@ -1,0 +1,113 @@
+"""The application: topics, subscriptions, one connection to a server."""
+
+from __future__ import annotations
+
+import asyncio
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+from collections.abc import Callable
+
+from headrace import backends, limits, settings
+from headrace.backends.contract import Backend, Route
+from headrace.errors import Closed, ConfigurationError
+from headrace.topic import Group, Topic
+
+if TYPE_CHECKING:
+    from headrace.embedded.server import EmbeddedServer
+
+T = TypeVar("T")
+
+
+class Headrace:
+    """Declares topics and subscriptions; `async with app` connects.
+
+    `url`: HEADRACE_URL, else REDIS_URL, else a private embedded Valkey of this project. `durability`: `fsync` (default), `quorum`,
+    `relaxed`, or HEADRACE_DURABILITY. Nothing is connected before `async with` or `headrace run`.
+    """
+
+    def __init__(self, url: str | None = None, *, durability: str | None = None) -> None:
+        """Raises ConfigurationError for settings that cannot be meant."""
+        self.settings = settings.load(url, durability)
+        self.topics: dict[str, Topic[Any]] = {}
+        self.groups: dict[tuple[str, str], Group] = {}
+        self._backend: Backend | None = None
+        self._server: EmbeddedServer | None = None
+        self._users = 0
+
+    def topic(
+        self,
+        name: str,
+        event_type: type[T],
+        *,
+        key: str | Callable[[T], object] | None = None,
+        cap_events: int = limits.cap_events,
+        retain_events: int = limits.retain_events,
+        retain_s: float = limits.retain_s,
+        id_window_s: float = limits.id_window_s,
+    ) -> Topic[T]:
+        """A topic of events of one type, or of a union of classes.
+
+        `key`: the field (or a function) that gives the ordering key. `cap_events`: publish() waits, then raises Overloaded, while the
+        topic holds that many. `retain_events`, `retain_s`: how much of what every group has settled is kept for replay.
+        `id_window_s`: how long a caller-given `id=` drops repeats. Raises ConfigurationError.
+        """
+        if name in self.topics:
+            raise ConfigurationError(f"topic {name} is declared twice; keep the Topic object and use it in both places")
+        for option, value in (("cap_events", cap_events), ("id_window_s", id_window_s)):
+            if value <= 0:
+                raise ConfigurationError(f"{option}: expected a positive number, got {value!r}")
+        for option, value in (("retain_events", retain_events), ("retain_s", retain_s)):
+            if value < 0:
+                raise ConfigurationError(f"{option}: expected 0 or more, got {value!r}")
+        route = Route(name, 1, cap_events, retain_events, retain_s, id_window_s)
+        topic = self.topics[name] = Topic(self, route, event_type, key)
+        return topic
+
+    def backend(self) -> Backend:
+        """The connected backend. Raises Closed outside `async with app`."""
+        if self._backend is None:
+            raise Closed("not connected: publish inside `async with app:`, or from a handler by ctx.publish")
+        return self._backend
+
+    async def connect(self) -> None:
+        """Connects, starting the embedded server if no URL was given. Raises ConfigurationError, DurabilityError, NotConnected, Refused."""
+        chosen = self.settings
+        if not chosen.url:
+            from headrace.embedded import server  # noqa: PLC0415 - only programs without a URL pay for it
+
+            self._server = await asyncio.to_thread(server.start)
+            chosen = settings.at(chosen, self._server.url)
+        try:
+            self._backend = await backends.connect(chosen)
+        except BaseException:
+            self._release()
+            raise
+
+    async def use(self, backend: Backend) -> None:
+        """Uses a backend that is already connected (tests, tools)."""
+        self._backend = backend
+
+    async def aclose(self) -> None:
+        """Disconnects; idempotent. What was not acknowledged fails with Closed at its publisher."""
+        backend, self._backend = self._backend, None
+        if backend is not None:
+            await backend.aclose()
+        self._release()
+
+    def _release(self) -> None:
+        server, self._server = self._server, None
+        if server is not None:
+            server.close()
+
+    async def __aenter__(self) -> Self:
+        """Connects; may be nested."""
+        if not self._users and self._backend is None:
+            await self.connect()
+        self._users += 1
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Disconnects when the outermost block ends."""
+        self._users -= 1
+        if not self._users:
+            await self.aclose()

@@ -1,0 +1,174 @@
+"""What the memory server keeps: topics, their entries and groups. Plain state; what is done with it is in memory_server.py."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from msgspec import Struct, field
+
+from headrace import limits
+from headrace.backends.contract import Delivery, GroupInfo, Record, Route, TopicInfo
+
+Fields = tuple[bytes, ...]
+"""Attribute names and values in turn, `data` last."""
+
+
+class Entry(Struct, frozen=True):
+    """One event as it lies in a topic, among a group's retries or its dead letters."""
+
+    token: bytes
+    """`milliseconds-number`, unique on the server."""
+    fields: Fields
+    at_s: float
+    """When it was appended, Unix time."""
+    place: int = -1
+    """How many entries were appended to the topic before it; -1: not in the topic (a retry, a dead letter)."""
+    attempt: int = 1
+
+
+class Delayed(Struct, frozen=True, order=True):
+    """Fields that become an entry when they are due."""
+
+    due_s: float
+    number: int
+    """Ties are broken by who came first."""
+    fields: Fields
+    attempt: int = 1
+
+
+class Pending(Struct):
+    """An entry that a worker holds."""
+
+    entry: Entry
+    worker: str
+    since_s: float
+    deliveries: int = 1
+    """How many workers had it; those before the present one died with it."""
+
+
+class Worker(Struct):
+    """A worker's place in a group."""
+
+    lease_s: float
+    alive: bool = True
+    """Renews its lease. A dead one (crashed, paused) does not."""
+    lease_until_s: float = 0.0
+    """When the lease of one that is not alive ends."""
+
+    def dead(self, now_s: float) -> bool:
+        """Its lease has ended: what it holds may be taken over."""
+        return not self.alive and now_s >= self.lease_until_s
+
+
+class Group(Struct):
+    """A consumer group and its ledger."""
+
+    name: str
+    origin: int = 0
+    """Entries of the topic before this group's first."""
+    place: int = 0
+    """Where it reads next."""
+    replayed: int = 0
+    handled: int = 0
+    dropped: int = 0
+    pending: dict[bytes, Pending] = field(default_factory=dict)
+    retry: list[Entry] = field(default_factory=list)
+    """Copies that wait for a worker."""
+    delayed: list[Delayed] = field(default_factory=list)
+    """Copies that wait for their time; a heap."""
+    dead: dict[bytes, Entry] = field(default_factory=dict)
+    workers: dict[str, Worker] = field(default_factory=dict)
+
+    def carried(self) -> int:
+        """Copies that outlive a new start of the group."""
+        return len(self.retry) + len(self.delayed) + len(self.dead) + sum(p.entry.place < 0 for p in self.pending.values())
+
+
+class Topic(Struct):
+    """A stream, what is not yet in it, and who reads it."""
+
+    route: Route
+    entries: list[Entry] = field(default_factory=list)
+    trimmed: int = 0
+    """Entries removed from the front."""
+    delayed: list[Delayed] = field(default_factory=list)
+    """A heap."""
+    ids: dict[bytes, float] = field(default_factory=dict)
+    """Caller-given id -> when it is forgotten."""
+    marks: dict[bytes, tuple[int, int]] = field(default_factory=dict)
+    """Producer -> (epoch, sequence of its last record)."""
+    groups: dict[str, Group] = field(default_factory=dict)
+
+    @property
+    def added(self) -> int:
+        """Entries ever appended."""
+        return self.trimmed + len(self.entries)
+
+    def needed_from(self) -> int:
+        """Place of the oldest entry that some group has still to settle."""
+        held = [p.entry.place for g in self.groups.values() for p in g.pending.values() if p.entry.place >= 0]
+        return min([*held, *(g.place for g in self.groups.values())])
+
+    def unread(self, group: Group) -> Sequence[Entry]:
+        """Entries that no worker of the group has had."""
+        return self.entries[max(group.place - self.trimmed, 0) :]
+
+    def info(self) -> TopicInfo:
+        """What operators see of the topic."""
+        size = sum(len(f) for e in self.entries for f in e.fields)
+        return TopicInfo(self.route.topic, len(self.entries), self.added, len(self.delayed), tuple(sorted(self.groups)), size)
+
+    def ledger(self, group: Group, now_s: float) -> GroupInfo:
+        """Where every event of the topic stands for the group."""
+        unread = self.unread(group)
+        oldest = min([e.at_s for e in (*unread[:1], *(p.entry for p in group.pending.values()), *group.retry)], default=now_s)
+        return GroupInfo(
+            topic=self.route.topic,
+            group=group.name,
+            published=self.added - group.origin + len(self.delayed),
+            replayed=group.replayed,
+            handled=group.handled,
+            dead=len(group.dead),
+            dropped=group.dropped,
+            pending=len(group.pending),
+            unread=self.added - group.place,
+            delayed=len(self.delayed),
+            retrying=len(group.retry) + len(group.delayed),
+            workers=sum(not w.dead(now_s) for w in group.workers.values()),
+            oldest_s=now_s - oldest,
+        )
+
+
+def fields_of(record: Record, id_: bytes) -> Fields:
+    """The fields of a record that is published under this id, unless it brings its own."""
+    out = [b"id", record.id or id_]
+    if record.type:
+        out += (b"type", record.type)
+    for pair in record.headers:
+        out += pair
+    if record.key is not None:
+        out += (b"key", record.key)
+    return (*out, b"data", record.body)
+
+
+def copy_of(delivered: Entry | Delivery, attempt: int, reason: bytes = b"") -> Fields:
+    """The fields of a copy for the retries or the dead letters: all of the original, preceded by where it came from."""
+    token, own = delivered.token, delivered.fields
+    pairs = dict(zip(own[::2], own[1::2], strict=False))
+    head = [b"id", pairs.get(b"id", token), b"attempt", b"%d" % attempt, b"origin", pairs.get(b"origin", token)]
+    if reason:
+        head += (b"reason", reason)
+    for i in range(0, len(own) - 1, 2):
+        if own[i] not in (b"id", b"attempt", b"origin", b"reason"):
+            head += own[i : i + 2]
+    return tuple(head)
+
+
+def due_s(record: Record, now_s: float) -> float:
+    """When the record is appended: at once is 0."""
+    return record.at_ms / 1000 if record.at_ms else now_s + record.delay_ms / 1000 if record.delay_ms else 0.0
+
+
+def alone(pending: Pending) -> bool:
+    """Whether so many workers died with it that it is handled without company."""
+    return pending.deliveries >= limits.deaths_alone

@@ -1,0 +1,145 @@
+"""One connection: packed commands out, replies in order to the futures that wait for them.
+
+redis-py opens, encrypts and authenticates it (so TLS, ACL users, sockets and databases work as people know them); then its
+transport is given to the protocol below, because redis-py's command layer costs more per command than the server does
+(15 us against 1.5 us per publish, measured side by side).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+from typing import Any, Final
+
+import hiredis
+from redis.asyncio.connection import AbstractConnection, Connection, parse_url
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+
+from headrace.backends.redis import replies
+from headrace.errors import Closed, ConfigurationError, NotConnected
+from headrace.settings import Settings, redacted
+
+pack = hiredis.pack_command
+_BUFFER_BYTES: Final = 1 << 18
+_WATCH_S: Final = 1.0
+_HIGH_WATER_BYTES: Final = 8 << 20
+
+
+class Wire(asyncio.BufferedProtocol):
+    """The protocol on an authenticated transport."""
+
+    def __init__(self, writer: asyncio.StreamWriter, where: str, silence_s: float) -> None:
+        """Takes over the writer's transport. If an answer is due and nothing arrives for `silence_s`, the connection is given up."""
+        transport = writer.transport
+        self._writer = writer  # kept, because its finalizer closes the transport
+        self._transport = transport
+        self._where = where
+        self._silence_s = silence_s
+        self._loop = asyncio.get_running_loop()
+        self._buffer = memoryview(bytearray(_BUFFER_BYTES))
+        self._reader = hiredis.Reader()
+        self._waiting: deque[asyncio.Future[Any]] = deque()
+        self._heard = self._loop.time()
+        self.closed: NotConnected | Closed | None = None
+        """Why nothing can be sent any more; None while the connection lives."""
+        transport.set_write_buffer_limits(high=_HIGH_WATER_BYTES)
+        transport.set_protocol(self)
+        self._watch = self._loop.call_later(_WATCH_S, self._check_silence)
+
+    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - the buffer has one size
+        """Where the event loop puts what arrives."""
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Hands complete replies to their futures, in order."""
+        reader, waiting = self._reader, self._waiting
+        self._heard = self._loop.time()
+        reader.feed(self._buffer[:nbytes])
+        while (reply := reader.gets()) is not False:
+            future = waiting.popleft()
+            if future.done():
+                continue
+            if type(reply) is hiredis.ReplyError:
+                future.set_exception(replies.from_reply(reply))
+            else:
+                future.set_result(reply)
+
+    def eof_received(self) -> bool:
+        """The server hung up."""
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Fails everything that still waits: its outcome is unknown."""
+        self._watch.cancel()
+        if self.closed is None:
+            self.closed = NotConnected(f"{self._where}: the connection was cut ({exc or 'the server hung up'}); connecting again")
+        for future in self._waiting:
+            if not future.done():
+                future.set_exception(NotConnected(str(self.closed)))
+                future.exception()  # a reply that nobody awaits any more is not worth a warning
+        self._waiting.clear()
+
+    def send(self, packed: bytes, replies_due: int = 1) -> asyncio.Future[Any]:
+        """Writes now; the future is that of the last of `replies_due` replies. Raises NotConnected or Closed if the connection is gone."""
+        if self.closed is not None:
+            raise type(self.closed)(str(self.closed))
+        if not self._waiting:
+            self._heard = self._loop.time()
+        self._transport.write(packed)
+        for _ in range(replies_due):
+            future = self._loop.create_future()
+            self._waiting.append(future)
+        return future
+
+    def close(self) -> None:
+        """Closes at once; what still waits fails with NotConnected."""
+        if self.closed is None:
+            self.closed = Closed(f"{self._where}: the connection was closed")
+            self._transport.abort()
+
+    def _check_silence(self) -> None:
+        if self._waiting and self._loop.time() - self._heard > self._silence_s:
+            self.closed = NotConnected(f"{self._where}: no answer for {self._silence_s:.0f} s; connecting again")
+            self._transport.abort()
+            return
+        self._watch = self._loop.call_later(_WATCH_S, self._check_silence)
+
+
+def parse(settings: Settings) -> tuple[type[AbstractConnection], dict[str, Any]]:
+    """The connection class of the client library for a URL, and its arguments. Raises ConfigurationError."""
+    try:
+        arguments: dict[str, Any] = dict(parse_url(settings.url))
+    except ValueError as e:
+        raise ConfigurationError(f"url: {redacted(settings.url)}: {e}") from None
+    kind = arguments.pop("connection_class", Connection)
+    arguments |= {
+        "protocol": 2,
+        "retry": Retry(NoBackoff(), 0),  # its own retries would publish twice; ours repeat only what is idempotent
+        "socket_connect_timeout": settings.connect_s,
+        "socket_timeout": settings.connect_s,
+    }
+    if kind is Connection:
+        arguments["socket_keepalive"] = True
+    return kind, arguments
+
+
+async def open_wire(settings: Settings, silence_s: float) -> Wire:
+    """Opens and authenticates a connection. Raises NotConnected, Refused or ConfigurationError."""
+    kind, arguments = parse(settings)
+    try:
+        connection = kind(**arguments)
+    except TypeError as e:
+        raise ConfigurationError(f"url: {redacted(settings.url)}: unknown option ({e})") from None
+    where = redacted(settings.url)
+    try:
+        await asyncio.wait_for(connection.connect(), settings.connect_s)
+    except Exception as e:
+        with contextlib.suppress(Exception):  # it never was a connection; the reason is in `e`
+            await connection.disconnect(nowait=True)
+        raise replies.from_client(e, where) from None
+    writer: asyncio.StreamWriter = connection._writer  # noqa: SLF001 - the seam: redis-py has no public way to hand over its transport
+    wire = Wire(writer, where, silence_s)
+    connection._reader = connection._writer = None  # noqa: SLF001 - or its finalizer would complain about what is ours now
+    return wire

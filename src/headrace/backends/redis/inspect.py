@@ -1,0 +1,294 @@
+"""What operators see and do on a Redis or Valkey server.
+
+Topics are those of the hash `headrace:topics` and nothing else: no KEYS, no SCAN, so that looking never costs the server more than
+what is looked at. Numbers of one group come from one script, so they belong to one moment.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
+
+from headrace.backends.contract import GroupInfo, Held, Inspector, Letter, TopicInfo
+from headrace.backends.redis import keys
+from headrace.backends.redis.client import Client
+from headrace.backends.redis.replies import ServerSaid
+from headrace.errors import Refused
+
+_ID: Final = re.compile(r"\d{1,20}(-\d{1,20})?")
+_ENTRY: Final = re.compile(r"\d{1,20}-\d{1,20}")
+_CHUNK: Final = 100
+"""Entries per call where bodies travel or are copied: bounds the memory of a page and the time the server is busy with one call."""
+_SEQ_MAX: Final = (1 << 64) - 1
+_STARTS: Final = {"earliest": "0", "latest": "$"}
+
+_Entry = tuple[bytes, list[bytes]]
+
+
+def _pairs(flat: Sequence[Any]) -> dict[bytes, Any]:
+    """The map that a RESP2 reply writes as names and values in turn."""
+    return dict(zip(flat[::2], flat[1::2], strict=True))
+
+
+def _text(raw: bytes) -> str:
+    return raw.decode(errors="replace")
+
+
+def _letter(entry: _Entry) -> Letter:
+    """An entry as people look at it; bytes that are no UTF-8 become U+FFFD, `data` stays as it is."""
+    token, fields = entry
+    attributes = {_text(name): _text(value) for name, value in zip(fields[::2], fields[1::2], strict=True) if name != b"data"}
+    data = next((value for name, value in zip(fields[::2], fields[1::2], strict=True) if name == b"data"), b"")
+    return Letter(_text(token), attributes, data, attributes.get("reason", ""))
+
+
+def _following(token: str) -> str:
+    """The smallest id above `token`."""
+    ms, seq = map(int, token.split("-"))
+    return f"{ms}-{seq + 1}" if seq < _SEQ_MAX else f"{ms + 1}-0"
+
+
+def _chunks(tokens: Sequence[str]) -> Iterator[Sequence[str]]:
+    return (tokens[i : i + _CHUNK] for i in range(0, len(tokens), _CHUNK))
+
+
+def _checked(token: str, others: tuple[str, ...] = (), pattern: re.Pattern[str] = _ID) -> str:
+    """The token if it is one, or one of the words that stand for a place. Raises Refused."""
+    if token in others or pattern.fullmatch(token):
+        return token
+    forms = ["1700000000000-0 (a stream id)", *(["1700000000000 (Unix milliseconds)"] if pattern is _ID else []), *others]
+    raise Refused(f"expected a token like {' or '.join(forms)}, got {token!r}")
+
+
+def _origin(fields: Sequence[bytes]) -> bytes:
+    """The entry of the topic that a retry was copied from, or b''."""
+    return next((value for name, value in zip(fields[::2], fields[1::2], strict=False) if name == b"origin"), b"")
+
+
+def _netstrings(packed: bytes) -> list[bytes]:
+    """The fields of a delayed record (see keys.py)."""
+    fields, at = [], 0
+    while at < len(packed):
+        colon = packed.index(b":", at)
+        end = colon + 1 + int(packed[at:colon])
+        fields.append(packed[colon + 1 : end])
+        at = end + 1
+    return fields
+
+
+class RedisInspector(Inspector):
+    """Reads and moves on one server. All calls share one connection; none of them blocks the server for long."""
+
+    def __init__(self, client: Client) -> None:
+        """Takes over `client` and closes it at the end."""
+        self._client = client
+
+    async def aclose(self) -> None:
+        """Closes its connections. Idempotent."""
+        await self._client.aclose()
+
+    # What is there
+
+    async def topics(self) -> Sequence[TopicInfo]:
+        """Every topic on the server, by name. One whose stream was deleted is listed with zeros."""
+        return await asyncio.gather(*(self._topic(topic) for topic in await self._names()))
+
+    async def groups(self, topic: str | None = None) -> Sequence[GroupInfo]:
+        """Every group of one topic, or of all, by topic and name.
+
+        A group that another tool made has no record of ours: it is taken to begin at its oldest unsettled event, so what it settled
+        before is in none of its numbers.
+        """
+        names = await self._names() if topic is None else [await self._known(topic)]
+        seconds, micros = await self._client.command("TIME")
+        now_s = int(seconds) + int(micros) / 1e6
+        found = []
+        for name in names:
+            groups = sorted(await self._group_names(name))
+            infos = await asyncio.gather(*(self._group(name, group, now_s) for group in groups))
+            found += [info for info in infos if info is not None]
+        return found
+
+    async def pending(self, topic: str, group: str, count: int = 100) -> Sequence[Held]:
+        """What workers hold, oldest entry first: of the topic, and of the group's retry stream."""
+        await self._known(topic, group, alive=True)
+        found = await asyncio.gather(*(self._held(key, group, count) for key in (topic.encode(), keys.group(topic, group).retry)))
+        rows = sorted((row for rows in found for row in rows), key=lambda row: int(row[0].partition(b"-")[0]))
+        return [Held(_text(token), _text(name.rpartition(b"/")[0] or name), idle / 1e3, times) for token, name, idle, times in rows[:count]]
+
+    async def read(self, topic: str, after: str = "-", count: int = 100) -> Sequence[Letter]:
+        """Entries of the topic after a token (`-`: from the first), oldest first.
+
+        `$` gives exactly one letter without attributes and data, whose token is the place of the last entry ever appended (`0-0` if
+        there was none): who follows a topic starts there and goes on with `after=<token of the last letter>`.
+        """
+        await self._known(topic)
+        if after == "$":
+            return [Letter(_text((await self._facts(topic.encode())).get(b"last-generated-id", b"0-0")), {}, b"")]
+        return await self._letters(topic.encode(), after, count)
+
+    async def dead(self, topic: str, group: str, after: str = "-", count: int = 100) -> Sequence[Letter]:
+        """Dead letters after a token, oldest first."""
+        await self._known(topic, group)
+        return await self._letters(keys.group(topic, group).dead, after, count)
+
+    # What can be done
+
+    async def dead_replay(self, topic: str, group: str, tokens: Sequence[str]) -> int:
+        """Moves dead letters back to the group, `attempt` 1 again. Returns how many were there."""
+        return await self._move_dead("again", topic, group, tokens)
+
+    async def dead_drop(self, topic: str, group: str, tokens: Sequence[str]) -> int:
+        """Deletes dead letters for good; the ledger counts them. Returns how many were there."""
+        return await self._move_dead("drop", topic, group, tokens)
+
+    async def replay(self, topic: str, group: str, first: str, last: str, count: int = 1_000) -> tuple[int, str]:
+        """Copies up to `count` retained entries of [first, last] to one group only. Returns how many, and the next `first` ('' at the end).
+
+        Bounds are tokens, Unix milliseconds, or `-` and `+`. On a topic that is being written to, `+` moves on with every call. What
+        the group has not read yet is copied too if it lies inside, and handled twice.
+        """
+        await self._known(topic, group, alive=True)
+        stream, own = topic.encode(), keys.group(topic, group)
+        begin, end = _checked(first, ("-",)), _checked(last, ("+",))
+        copied, seen = 0, 0
+        while seen < count:
+            page: list[_Entry] = await self._client.command("XRANGE", stream, begin, end, "COUNT", min(_CHUNK, count - seen))
+            if not page:
+                return copied, ""
+            copied += await self._client.call("move", (stream, own.retry, own.record), "copy", *(token for token, _ in page))
+            seen += len(page)
+            begin = _following(_text(page[-1][0]))
+        more = await self._client.command("XRANGE", stream, begin, end, "COUNT", 1)
+        return copied, begin if more else ""
+
+    async def seek(self, topic: str, group: str, start: str) -> None:
+        """Creates the group anew at `earliest`, `latest` or a token (it reads on after it). Its counts start again.
+
+        What its workers hold of the topic at this moment is theirs no more; dead letters and retries stay.
+        """
+        await self._known(topic, group)
+        place = _STARTS.get(start) or _checked(start, ("0", "$", *_STARTS))
+        own = keys.group(topic, group)
+        await self._client.call("seek", (topic.encode(), own.record, own.retry, own.dead, own.delayed), group, place)
+
+    # How it is found out
+
+    async def _names(self) -> list[str]:
+        return sorted(_text(name) for name in await self._client.command("HKEYS", keys.TOPICS))
+
+    async def _group_names(self, topic: str) -> list[str]:
+        """Groups of the stream as the server lists them; none if there is no stream."""
+        return [_text(_pairs(flat)[b"name"]) for flat in await self._or_none("XINFO", "GROUPS", topic) or ()]
+
+    async def _known(self, topic: str, group: str | None = None, *, alive: bool = False) -> str:
+        """The topic. Raises Refused if it or the group is unknown, naming those that exist.
+
+        A group that was destroyed on the server is known by its record, unless it has to be `alive`.
+        """
+        if not await self._client.command("HEXISTS", keys.TOPICS, topic):
+            names = ", ".join(await self._names()) or "none yet"
+            raise Refused(f"no topic {topic!r} on this server; topics: {names} (see `headrace topics`)")
+        if group is not None:
+            names_ = sorted(await self._group_names(topic))
+            own = keys.group(topic, group)
+            if group not in names_ and (alive or not await self._client.command("EXISTS", own.record, own.dead)):
+                raise Refused(f"no group {group!r} on topic {topic!r}; groups: {', '.join(names_) or 'none yet'} (see `headrace groups {topic}`)")
+        return topic
+
+    async def _or_none(self, *words: bytes | str | int) -> Any:
+        """The reply to a command about a stream; None if stream or group is not there."""
+        try:
+            return await self._client.command(*words)
+        except ServerSaid as e:
+            if e.code == "NOGROUP" or "no such key" in str(e):
+                return None
+            raise
+
+    async def _facts(self, stream: bytes) -> dict[bytes, Any]:
+        """XINFO STREAM; empty if there is none."""
+        return _pairs(await self._or_none("XINFO", "STREAM", stream) or ())
+
+    async def _topic(self, topic: str) -> TopicInfo:
+        stream = topic.encode()
+        facts, groups, delayed, size = await asyncio.gather(
+            self._facts(stream),
+            self._group_names(topic),
+            self._client.command("ZCARD", keys.partition(topic).delayed),
+            self._size(stream),
+        )
+        return TopicInfo(
+            topic=topic,
+            events=facts.get(b"length", 0),
+            published=facts.get(b"entries-added", 0),
+            delayed=delayed,
+            groups=tuple(sorted(groups)),
+            bytes=size,
+        )
+
+    async def _size(self, stream: bytes) -> int:
+        try:
+            return await self._client.command("MEMORY", "USAGE", stream, "SAMPLES", 5) or 0
+        except ServerSaid:  # forbidden or unknown, as on managed servers: the contract's 0 says "not told"
+            return 0
+
+    async def _group(self, topic: str, group: str, now_s: float) -> GroupInfo | None:
+        """The ledger of one group; None if it vanished since it was listed."""
+        part, own = keys.partition(topic), keys.group(topic, group)
+        names = (part.stream, own.record, own.retry, part.delayed, own.delayed, own.dead, own.workers)
+        try:
+            reply = await self._client.call("ledger", names, group)
+        except ServerSaid as e:
+            if "NOGROUP" in str(e) or "no such key" in str(e):
+                return None
+            raise
+        added, origin, replayed, handled, dead, dropped, pending, entries_read, delayed, retrying, workers, oldest = reply
+        if entries_read < 0:  # not known, and too much to count: take it that nothing is missing
+            settled = handled + dead + dropped + pending + retrying - replayed
+            entries_read = max(origin, 0) + settled
+        if origin < 0:  # made by another tool: what it settled in its own way is not ours to count
+            origin = entries_read - pending
+        ages = [oldest, *(await self._oldest_retries(own) if retrying else ())]
+        first_ms = min((int(token.split(b"-")[0]) for token in ages if _ENTRY.fullmatch(_text(token))), default=None)
+        return GroupInfo(
+            topic=topic,
+            group=group,
+            published=added - origin + delayed,
+            replayed=replayed,
+            handled=handled,
+            dead=dead,
+            dropped=dropped,
+            pending=pending,
+            unread=added - entries_read,
+            delayed=delayed,
+            retrying=retrying,
+            workers=workers,
+            oldest_s=0.0 if first_ms is None else max(now_s - first_ms / 1e3, 0.0),
+        )
+
+    async def _oldest_retries(self, own: keys.GroupKeys) -> list[bytes]:
+        """Where the foremost retries came from in the topic: the one that waits for a worker, and the one that is due next."""
+        stream, delayed = await asyncio.gather(
+            self._client.command("XRANGE", own.retry, "-", "+", "COUNT", 1),
+            self._client.command("ZRANGE", own.delayed, 0, 0),
+        )
+        return [_origin(fields) or token for token, fields in stream] + [_origin(_netstrings(packed)) for packed in delayed]
+
+    async def _held(self, stream: bytes, group: str, count: int) -> list[tuple[bytes, bytes, int, int]]:
+        return await self._or_none("XPENDING", stream, group, "-", "+", count) or []
+
+    async def _letters(self, stream: bytes, after: str, count: int) -> list[Letter]:
+        start = "-" if after == "-" else "(" + _checked(after, ("-",))
+        return [_letter(entry) for entry in await self._client.command("XRANGE", stream, start, "+", "COUNT", count)]
+
+    async def _move_dead(self, how: str, topic: str, group: str, tokens: Sequence[str]) -> int:
+        """Moves dead letters in chunks. Raises Refused before the first move if a token is malformed."""
+        await self._known(topic, group)
+        own = keys.group(topic, group)
+        checked = [_checked(token, pattern=_ENTRY) for token in tokens]
+        moved = 0
+        for chunk in _chunks(checked):
+            moved += await self._client.call("move", (own.dead, own.retry, own.record), how, *chunk)
+        return moved

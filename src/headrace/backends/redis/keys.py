@@ -1,0 +1,70 @@
+"""Every key Headrace keeps on a Redis or Valkey server, documented once, beside its name.
+
+Everything that belongs to a partition lives in the slot of its stream: `{orders}:x` and `orders` hash alike.
+`P` below is the partition's stream key: the topic's name, or `topic.N` when it has several partitions.
+
+Permanent keys: `P`, `{P}:delayed`, `{P}:delayed:G`, `{P}:retry:G`, `{P}:dead:G`, `{P}:group:G`, `{P}:workers:G`, `headrace:topics`.
+All others carry a time to live.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from msgspec import Struct
+
+TOPICS = b"headrace:topics"
+"""hash: topic -> number of partitions. What `headrace topics` lists; written when a topic is first used."""
+
+
+class PartitionKeys(Struct, frozen=True):
+    """The keys of one partition."""
+
+    stream: bytes
+    """stream `P`: the events. Fields: CloudEvents attributes, `data` last."""
+    ids: bytes
+    """zset `{P}:ids`: caller-given id -> Unix ms when it is forgotten. Time to live: the longest window in use."""
+    delayed: bytes
+    """zset `{P}:delayed`: netstrings of an entry's fields -> Unix ms when it is appended to the stream."""
+
+    def producer(self, producer: bytes) -> bytes:
+        """string `{P}:producer:ID`: "epoch seq", the high-water mark of one producer. Time to live: a week after its last publish."""
+        return b"{" + self.stream + b"}:producer:" + producer
+
+
+class GroupKeys(Struct, frozen=True):
+    """The keys of one group on one partition."""
+
+    record: bytes
+    """hash `{P}:group:G`: the group's ledger. `origin` (events of the stream before this group's first), `handled`, `dropped`,
+    `replayed`, `added` (entries-added when last seen: tells a deleted stream from a destroyed group), `created` (Unix ms)."""
+    retry: bytes
+    """stream `{P}:retry:G`, with one group named G: events that G handles again. Fields: as in the stream, preceded by `id`,
+    with `attempt` and `origin` (entry in the stream it was copied from). Settled entries are deleted."""
+    delayed: bytes
+    """zset `{P}:delayed:G`: netstrings of an entry's fields -> Unix ms when it is appended to the retry stream."""
+    dead: bytes
+    """stream `{P}:dead:G`: dead letters. Fields: as in the stream, with `attempt`, `origin`, `reason` before `data`."""
+    workers: bytes
+    """zset `{P}:workers:G`: worker -> Unix ms at which its lease ends, by the server's clock. Consumers are named `worker/slot`."""
+
+
+@lru_cache(4096)
+def partition(stream: str) -> PartitionKeys:
+    """Keys of the partition whose stream key this is."""
+    key = stream.encode()
+    tag = b"{" + key + b"}"
+    return PartitionKeys(stream=key, ids=tag + b":ids", delayed=tag + b":delayed")
+
+
+@lru_cache(4096)
+def group(stream: str, name: str) -> GroupKeys:
+    """Keys of a group on the partition whose stream key this is."""
+    tag, g = b"{" + stream.encode() + b"}:", b":" + name.encode()
+    return GroupKeys(
+        record=tag + b"group" + g,
+        retry=tag + b"retry" + g,
+        delayed=tag + b"delayed" + g,
+        dead=tag + b"dead" + g,
+        workers=tag + b"workers" + g,
+    )

@@ -1,0 +1,323 @@
+"""Idempotent publish with group commit: one producer per topic and process, batches in sequence, a few in flight.
+
+Nothing waits when the line is free; while `limits.publish_window` calls are in flight the next batch fills. Each batch carries
+(producer, epoch, sequence of its first record), so a batch whose answer was lost is simply sent again and the server drops what it
+has. When a batch fails, sending stops, everything in flight is answered or cut off, and what is not acknowledged is sent again,
+oldest first, one by one. The epoch grows only after the server said that a batch is *not* there (GAP): only then may its records be
+numbered anew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import secrets
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+from msgspec import Struct
+
+from headrace import limits
+from headrace.backends.contract import Record, Route
+from headrace.backends.redis import keys
+from headrace.backends.redis.client import Client
+from headrace.backends.redis.connection import Wire, pack
+from headrace.backends.redis.replies import ServerSaid
+from headrace.backoff import Backoff
+from headrace.errors import BackendError, Closed, NotConnected, Overloaded, Refused
+from headrace.settings import Durability
+
+log = logging.getLogger("headrace.redis")
+
+
+class Batch(Struct):
+    """Records that travel in one call, and the callers that wait for them."""
+
+    records: list[Record]
+    waiters: list[asyncio.Future[None]]
+    size: int = 0
+    deadline: float = 0.0
+    first: int = 0
+    """Sequence of the first record; 0 while it has none."""
+    epoch: int = 0
+
+
+def shape(record: Record) -> tuple[bytes, tuple[tuple[bytes, bytes], ...], bool, bool]:
+    """What records must share to travel as one run: type, headers, having a key, having an id or a due time."""
+    general = record.id is not None or record.delay_ms > 0 or record.at_ms > 0
+    return record.type, record.headers, record.key is not None, general
+
+
+def due(record: Record) -> bytes:
+    """When a record is appended, as the scripts read it: '' at once, '+ms' from now, 'ms' Unix time."""
+    if record.at_ms:
+        return b"%d" % record.at_ms
+    return b"+%d" % record.delay_ms if record.delay_ms else b""
+
+
+def words(records: Sequence[Record]) -> list[bytes]:
+    """The records as runs of one shape: what is constant is said once (see scripts/publish.lua)."""
+    out: list[bytes] = []
+    start, total = 0, len(records)
+    while start < total:
+        kind = shape(records[start])
+        end = start + 1
+        while end < total and shape(records[end]) == kind:
+            end += 1
+        type_, headers, keyed, general = kind
+        constant = [(b"type", type_), *headers] if type_ else list(headers)
+        out += (b"%d" % (end - start), b"1" if general else b"0", b"%d" % len(constant), b"2" if keyed else b"1")
+        for pair in constant:
+            out += pair
+        out += (b"key", b"data") if keyed else (b"data",)
+        run = records[start:end]
+        if general:
+            for r in run:
+                out += (r.id or b"", due(r), r.key, r.body) if r.key is not None else (r.id or b"", due(r), r.body)
+        elif keyed:
+            for r in run:
+                out += (r.key, r.body)  # type: ignore[arg-type]  # the shape says that there is a key
+        else:
+            out += [r.body for r in run]
+        start = end
+    return out
+
+
+class Publisher:
+    """The one producer of a topic in this process."""
+
+    def __init__(self, client: Client, route: Route) -> None:
+        """Sends nothing yet."""
+        self._client = client
+        self._loop = asyncio.get_running_loop()
+        self._stream = route.topic
+        self._quorum = client.settings.replicas if client.settings.durability is Durability.QUORUM else 0
+        self._producer = secrets.token_hex(8).encode()
+        self._epoch, self._seq, self._acknowledged = 1, 0, 0
+        self._heard = self._loop.time()
+        own = keys.partition(self._stream)
+        head = client.head("publish", 4)
+        self._keys = (*head, own.stream, own.producer(self._producer), own.delayed, own.ids, self._producer)
+        self._tail = (b"%d" % route.cap_events, b"%d" % limits.producer_idle_s, b"%d" % int(route.id_window_s * 1000))
+        self._route = route
+        self._filling = Batch([], [])
+        self._full: deque[Batch] = deque()
+        self._sent: deque[Batch] = deque()
+        self._flying = 0
+        self._buffered, self._buffered_bytes = 0, 0
+        self._room = asyncio.Event()
+        self._room.set()
+        self._scheduled = False
+        self._recovery: asyncio.Task[None] | None = None
+        self._grounded: asyncio.Future[None] | None = None
+        self._backoff = Backoff(f"publishing to {route.topic}")
+
+    async def publish(self, records: Sequence[Record]) -> None:
+        """All of them durable when it returns. Waits while too much is under way; see Backend.publish for what it raises."""
+        if not records:
+            return
+        while not self._room.is_set():
+            await self._room.wait()
+        done = self._loop.create_future()
+        for start in range(0, len(records), limits.publish_records):
+            self._add(records[start : start + limits.publish_records])
+        self._filling.waiters.append(done)
+        self._schedule()
+        await done
+
+    def _add(self, records: Sequence[Record]) -> None:
+        size = sum([len(r.body) for r in records])
+        batch = self._filling
+        if batch.records and (
+            len(batch.records) + len(records) > limits.publish_records or batch.size + size > limits.batch_bytes_max
+        ):
+            self._cut()
+            batch = self._filling
+        if size > limits.batch_bytes_max and len(records) > 1:
+            half = len(records) // 2
+            self._add(records[:half])
+            self._add(records[half:])
+            return
+        if not batch.records:
+            batch.deadline = self._loop.time() + self._client.settings.publish_wait_s
+        batch.records += records
+        batch.size += size
+        self._buffered += len(records)
+        self._buffered_bytes += size
+        if self._buffered >= limits.publish_buffer_records_max or self._buffered_bytes >= limits.publish_buffer_bytes_max:
+            self._room.clear()
+
+    def _cut(self) -> None:
+        self._full.append(self._filling)
+        self._filling = Batch([], [])
+
+    def _schedule(self) -> None:
+        if not self._scheduled and self._recovery is None and self._flying < limits.publish_window:
+            self._scheduled = True
+            self._loop.call_soon(self._flush)  # callers that are ready in this turn of the loop join the batch
+
+    def _flush(self) -> None:
+        self._scheduled = False
+        while self._flying < limits.publish_window and self._recovery is None:
+            if not self._full:
+                if not self._filling.records:
+                    return
+                self._cut()
+            wire = self._client.connected()
+            if wire is None:
+                self._recover()
+                return
+            batch = self._full.popleft()
+            self._sent.append(batch)
+            try:
+                reply = self._send(wire, batch)
+            except BackendError:
+                self._recover()
+                return
+            self._flying += 1
+            reply.add_done_callback(lambda r, b=batch: self._landed(b, r))  # type: ignore[misc]
+
+    def _send(self, wire: Wire, batch: Batch) -> asyncio.Future[Any]:
+        if not batch.first:
+            if not self._seq or self._loop.time() - self._heard > limits.producer_idle_s / 2:
+                self._renumber()  # the first batch, or the server is about to forget us
+            batch.first, batch.epoch = self._seq + 1, self._epoch
+            self._seq += len(batch.records)
+        packed = pack(
+            (*self._keys, b"%d" % batch.epoch, b"%d" % batch.first, b"%d" % len(batch.records), *self._tail, *words(batch.records))
+        )
+        reply = wire.send(packed)
+        if not self._quorum:
+            return reply
+        confirmed = wire.send(pack((b"WAIT", self._quorum, int(limits.connect_s * 1000))))
+        return asyncio.ensure_future(self._confirm(reply, confirmed))
+
+    async def _confirm(self, reply: asyncio.Future[Any], confirmed: asyncio.Future[Any]) -> Any:
+        answers = await asyncio.gather(reply, confirmed, return_exceptions=True)
+        for answer in answers:
+            if isinstance(answer, BaseException):
+                raise answer
+        if answers[1] < self._quorum:
+            raise NotConnected(f"{answers[1]} of {self._quorum} replicas confirmed in time; sending again (durability quorum)")
+        return answers[0]
+
+    def _landed(self, batch: Batch, reply: asyncio.Future[Any]) -> None:
+        self._flying -= 1
+        if self._grounded is not None and not self._grounded.done():
+            self._grounded.set_result(None)
+        if reply.cancelled() or reply.exception() is not None or self._sent[0] is not batch:
+            self._recover()
+            return
+        self._sent.popleft()
+        self._settle(batch, None)
+        if self._filling.records or self._full:
+            self._schedule()
+
+    def _settle(self, batch: Batch, error: BackendError | None) -> None:
+        """The callers of this batch learn how it went."""
+        self._buffered -= len(batch.records)
+        self._buffered_bytes -= batch.size
+        if self._buffered < limits.publish_buffer_records_max and self._buffered_bytes < limits.publish_buffer_bytes_max:
+            self._room.set()
+        if error is None:
+            self._heard = self._loop.time()
+            self._acknowledged = batch.first + len(batch.records) - 1
+        for waiter in batch.waiters:
+            if not waiter.done():
+                if error is None:
+                    waiter.set_result(None)
+                else:  # each caller its own exception: a shared one would collect the tracebacks of all
+                    waiter.set_exception((Refused if isinstance(error, Refused) else type(error))(str(error)))
+        batch.waiters.clear()
+
+    # Recovery: one batch at a time, oldest first.
+
+    def _recover(self) -> None:
+        if self._recovery is None:
+            self._recovery = asyncio.ensure_future(self._repeat())
+            self._recovery.add_done_callback(self._recovered)
+
+    def _recovered(self, task: asyncio.Task[None]) -> None:
+        self._recovery = None
+        if not task.cancelled() and (bug := task.exception()) is not None:
+            log.critical("publishing to %s failed in an unforeseen way", self._stream, exc_info=bug)
+            self._fail(Refused(f"publishing failed in an unforeseen way, please report it: {bug!r}"))
+        self._schedule()
+
+    async def _repeat(self) -> None:
+        while self._flying:
+            self._grounded = self._loop.create_future()
+            await self._grounded  # each is answered, or fails with its connection
+        while self._sent or self._full or self._filling.records:
+            if not self._sent:
+                if not self._full:
+                    self._cut()
+                self._sent.append(self._full.popleft())
+            batch = self._sent[0]
+            try:
+                wire = await self._client.wire()
+                await self._send(wire, batch)
+            except BackendError as e:
+                if not await self._survive(batch, e):
+                    continue
+            else:
+                self._backoff.over()
+                self._sent.popleft()
+                self._settle(batch, None)
+
+    async def _survive(self, batch: Batch, error: BackendError) -> bool:
+        """Decides what a failed batch deserves: again (False: it is still the oldest), or its callers learn of the error (it is gone)."""
+        if isinstance(error, ServerSaid) and error.code == "NOSCRIPT":
+            self._client.drop()  # a new connection loads the scripts
+            return False
+        if isinstance(error, ServerSaid) and error.code == "GAP":
+            last = int(re.findall(r"last is (\d+)", str(error))[0])
+            if last < self._acknowledged:
+                log.error(
+                    "topic %s: the server has forgotten %d acknowledged events of this producer (restored, flushed or failed over "
+                    "without them); going on with new ones. Compare the durability level with `headrace doctor`.",
+                    self._stream,
+                    self._acknowledged - last,
+                )
+            self._renumber()
+            for sent in self._sent:
+                sent.first = 0
+            return False
+        if isinstance(error, NotConnected | Overloaded) and self._loop.time() < batch.deadline:
+            if isinstance(error, Overloaded):
+                await self._trim()
+            await self._backoff.wait(error)
+            return False
+        self._sent.popleft()
+        self._settle(batch, error)
+        return True
+
+    def _renumber(self) -> None:
+        """New numbers; legal only when nothing without an answer is on its way."""
+        if self._seq:
+            self._epoch += 1
+        self._seq, self._acknowledged = 0, 0
+
+    async def _trim(self) -> None:
+        own, route = keys.partition(self._stream), self._route
+        try:
+            await self._client.call(
+                "trim", (own.stream, b""), route.retain_events, int(route.retain_s * 1000), limits.batch_records_max * 10
+            )
+        except BackendError as e:
+            log.debug("trimming %s: %s", self._stream, e)  # it was only to make room; the publish is repeated anyway
+
+    def _fail(self, error: BackendError) -> None:
+        for batch in (*self._sent, *self._full, self._filling):
+            self._settle(batch, error)
+        self._sent.clear()
+        self._full.clear()
+        self._filling = Batch([], [])
+
+    def close(self) -> None:
+        """Fails what is still waiting with Closed."""
+        if self._recovery is not None:
+            self._recovery.cancel()
+        self._fail(Closed("the app was closed before this event was acknowledged; it may or may not have been written"))

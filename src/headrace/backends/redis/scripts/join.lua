@@ -1,0 +1,62 @@
+#!lua
+-- A worker joins a group: creates stream, group, retry stream and record if they are absent, and takes a lease.
+-- KEYS  1 stream  2 retry  3 record  4 workers  5 dead  6 delayed:G     ARGV  1 group  2 worker  3 lease ms  4 start: 0 (earliest) or $ (latest)
+-- Returns 'joined', 'created', 'adopted' (made by another tool), or 'renewed' (the stream had been deleted; what was in it is lost).
+-- Error: DESTROYED (the group is gone but its stream is not: where it stood is lost, an operator must say where to begin).
+local call, stream, group = redis.call, KEYS[1], ARGV[1]
+local t = call('TIME')
+local now = t[1] * 1000 + math.floor(t[2] / 1000)
+local function pairs_of(flat)
+  local map = {}
+  for i = 1, #flat, 2 do map[flat[i]] = flat[i + 1] end
+  return map
+end
+local function find(key)
+  if call('EXISTS', key) == 0 then return nil end
+  for _, flat in ipairs(call('XINFO', 'GROUPS', key)) do
+    local info = pairs_of(flat)
+    if info.name == group then return info end
+  end
+end
+local exists = call('EXISTS', stream) == 1
+local info, added, length = find(stream), 0, 0
+if exists then
+  added = pairs_of(call('XINFO', 'STREAM', stream))['entries-added']
+  length = call('XLEN', stream)
+end
+local record = call('HMGET', KEYS[3], 'origin', 'added')
+local answer = 'joined'
+local function begin(origin)                                   -- what an earlier life of the group left behind is carried over
+  local carried = 0
+  if call('EXISTS', KEYS[2]) == 1 then carried = carried + call('XLEN', KEYS[2]) end
+  if call('EXISTS', KEYS[5]) == 1 then carried = carried + call('XLEN', KEYS[5]) end
+  if call('EXISTS', KEYS[6]) == 1 then carried = carried + call('ZCARD', KEYS[6]) end
+  call('HSET', KEYS[3], 'origin', origin, 'replayed', carried, 'added', added, 'created', string.format('%d', now))
+end
+local function create(start)
+  local origin = start == '0' and added - length or added
+  call('XGROUP', 'CREATE', stream, group, start, 'MKSTREAM', 'ENTRIESREAD', origin)
+  begin(origin)
+end
+if info and not record[1] then
+  answer = 'adopted'
+  local read = info['entries-read']
+  if type(read) ~= 'number' then                             -- a position set by hand: count what lies behind it, once
+    read = added - #call('XRANGE', stream, '(' .. info['last-delivered-id'], '+')
+    call('XGROUP', 'SETID', stream, group, info['last-delivered-id'], 'ENTRIESREAD', read)
+  end
+  begin(read - info.pending)
+elseif not info and not record[1] then
+  answer = 'created'
+  create(ARGV[4])
+elseif not info then
+  if exists and added >= tonumber(record[2] or 0) and tonumber(record[2] or 0) > 0 then
+    return redis.error_reply('DESTROYED group ' .. group .. ' of ' .. stream)
+  end
+  answer = 'renewed'
+  call('DEL', KEYS[3])
+  create('0')
+end
+if not find(KEYS[2]) then call('XGROUP', 'CREATE', KEYS[2], group, '0', 'MKSTREAM') end
+call('ZADD', KEYS[4], string.format('%d', now + ARGV[3]), ARGV[2])
+return answer

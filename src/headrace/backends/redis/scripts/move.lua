@@ -1,0 +1,24 @@
+#!lua
+-- An operator moves events: from the dead letters or the topic to the group's retry stream, or away for good.
+-- KEYS  1 stream to take from  2 retry  3 record     ARGV  1 how: again (dead letters, back to the group), drop (dead letters), copy (from the topic)  2... ids
+-- Returns how many were there.
+local call, how, moved = redis.call, ARGV[1], 0
+for i = 2, #ARGV do
+  local id = ARGV[i]
+  local entry = call('XRANGE', KEYS[1], id, id)[1]
+  if entry then
+    if how ~= 'drop' then
+      local a, own = {'id', id, 'attempt', '1', 'origin', id}, entry[2]
+      for f = 1, #own, 2 do
+        if own[f] == 'id' then a[2] = own[f + 1]
+        elseif own[f] == 'origin' then a[6] = own[f + 1]
+        elseif own[f] ~= 'attempt' and own[f] ~= 'reason' then a[#a + 1] = own[f]; a[#a + 1] = own[f + 1] end
+      end
+      call('XADD', KEYS[2], '*', unpack(a))
+    end
+    if how == 'copy' then call('HINCRBY', KEYS[3], 'replayed', 1) else call('XDEL', KEYS[1], id) end
+    if how == 'drop' then call('HINCRBY', KEYS[3], 'dropped', 1) end
+    moved = moved + 1
+  end
+end
+return moved

@@ -1,0 +1,25 @@
+#!lua
+-- An operator starts a group anew; its ledger begins here; dead letters and retries stay.
+-- KEYS  1 stream  2 record  3 retry  4 dead  5 delayed:G     ARGV  1 group  2 where: 0, $ or the id after which it reads on
+local call, stream, group = redis.call, KEYS[1], ARGV[1]
+local added, length = 0, 0
+if call('EXISTS', stream) == 1 then
+  local flat = call('XINFO', 'STREAM', stream)
+  for i = 1, #flat, 2 do if flat[i] == 'entries-added' then added = flat[i + 1] end end
+  length = call('XLEN', stream)
+end
+local origin
+if ARGV[2] == '0' then origin = added - length
+elseif ARGV[2] == '$' then origin = added
+else origin = added - #call('XRANGE', stream, '(' .. ARGV[2], '+') end
+redis.pcall('XGROUP', 'DESTROY', stream, group)
+call('XGROUP', 'CREATE', stream, group, ARGV[2], 'MKSTREAM', 'ENTRIESREAD', origin)
+local carried = 0
+if call('EXISTS', KEYS[3]) == 1 then carried = carried + call('XLEN', KEYS[3]) end
+if call('EXISTS', KEYS[4]) == 1 then carried = carried + call('XLEN', KEYS[4]) end
+if call('EXISTS', KEYS[5]) == 1 then carried = carried + call('ZCARD', KEYS[5]) end
+call('DEL', KEYS[2])
+redis.pcall('XGROUP', 'CREATE', KEYS[3], group, '0', 'MKSTREAM')
+local t = call('TIME')
+call('HSET', KEYS[2], 'origin', origin, 'replayed', carried, 'added', added, 'created', string.format('%d', t[1] * 1000 + math.floor(t[2] / 1000)))
+return origin

@@ -1,0 +1,46 @@
+#!lua flags=allow-oom
+-- Trims what every group is done with and nobody wants to replay. Never above the oldest entry that any group has still to settle.
+-- KEYS  1 stream  2 record     ARGV  1 entries kept for replay  2 age kept for replay, ms  3 how many entries at most in one call
+-- Returns {trimmed, 1 if there is more to trim}.
+local call, stream = redis.call, KEYS[1]
+local groups = call('XINFO', 'GROUPS', stream)
+if #groups == 0 then return {0, 0} end                         -- nobody has read anything yet
+local t = call('TIME')
+local now = t[1] * 1000 + math.floor(t[2] / 1000)
+local function split(id)
+  local ms, seq = string.match(id, '^(%d+)-(%d+)$')
+  return tonumber(ms), tonumber(seq)
+end
+local low_ms, low_seq                                          -- the oldest entry that must stay
+for _, info in ipairs(groups) do
+  local name, done
+  for i = 1, #info, 2 do
+    if info[i] == 'name' then name = info[i + 1] elseif info[i] == 'last-delivered-id' then done = info[i + 1] end
+  end
+  local pending = call('XPENDING', stream, name)
+  local ms, seq
+  if pending[1] > 0 then ms, seq = split(pending[2]) else ms, seq = split(done); seq = seq + 1 end
+  if not low_ms or ms < low_ms or (ms == low_ms and seq < low_seq) then low_ms, low_seq = ms, seq end
+end
+local facts = call('XINFO', 'STREAM', stream)
+for i = 1, #facts, 2 do
+  if facts[i] == 'entries-added' and call('EXISTS', KEYS[2]) == 1 then call('HSET', KEYS[2], 'added', facts[i + 1]) end
+end
+local limit, trimmed, length = tonumber(ARGV[3]), 0, call('XLEN', stream)
+local function id(ms, seq) return string.format('%d-%d', ms, seq) end
+local excess = length - tonumber(ARGV[1])
+if excess > 0 then trimmed = call('XTRIM', stream, 'MINID', '~', id(low_ms, low_seq), 'LIMIT', math.min(excess, limit)) end
+excess = excess - trimmed
+if excess > 0 and excess <= 200 and trimmed < limit then       -- less than a node of the stream: exactly
+  local rows = call('XRANGE', stream, '-', '+', 'COUNT', excess + 1)
+  local ms, seq = low_ms, low_seq
+  if rows[excess + 1] then
+    local m, q = split(rows[excess + 1][1])
+    if m < ms or (m == ms and q < seq) then ms, seq = m, q end
+  end
+  trimmed = trimmed + call('XTRIM', stream, 'MINID', id(ms, seq))
+end
+local aged = now - tonumber(ARGV[2])
+if aged < low_ms then low_ms, low_seq = aged, 0 end
+if trimmed < limit then trimmed = trimmed + call('XTRIM', stream, 'MINID', '~', id(low_ms, low_seq), 'LIMIT', limit - trimmed) end
+return {trimmed, trimmed >= limit and 1 or 0}

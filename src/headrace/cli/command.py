@@ -1,0 +1,60 @@
+"""What a command is, and the arguments that several commands share."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import NamedTuple
+
+from headrace import limits
+from headrace.errors import ConfigurationError
+
+
+class Command(NamedTuple):
+    """One command: declares its arguments, and does its work."""
+
+    arguments: Callable[[argparse.ArgumentParser], None]
+    execute: Callable[[argparse.Namespace], int]
+    """Returns the exit code; raises a HeadraceError to end with one sentence."""
+
+
+def add_server(parser: argparse.ArgumentParser) -> None:
+    """Arguments of a command that talks to a server."""
+    parser.add_argument("--url", help="redis://, rediss://, unix://; default: HEADRACE_URL, REDIS_URL, else the embedded server")
+    parser.add_argument("--durability", help="what must be true of the server: fsync (default), quorum or relaxed")
+    add_json(parser)
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """`--json`."""
+    parser.add_argument("--json", action="store_true", help="print JSON for scripts")
+
+
+def add_topic(parser: argparse.ArgumentParser, *, optional: bool = False) -> None:
+    """The topic's name."""
+    parser.add_argument("topic", metavar="TOPIC", nargs="?" if optional else None, type=name)
+
+
+def add_group(parser: argparse.ArgumentParser, *, optional: bool = False) -> None:
+    """The group's name."""
+    parser.add_argument("group", metavar="GROUP", nargs="?" if optional else None, type=name)
+
+
+def name(text: str) -> str:
+    """A topic's or group's name, for the argument parser. Raises ConfigurationError."""
+    if limits.NAME.fullmatch(text) is None:
+        raise ConfigurationError(f"name: expected 1 to 128 of A-Z a-z 0-9 . _ -, got {text!r}")
+    return text
+
+
+def count(text: str) -> int:
+    """A number of at least 1, for the argument parser. Raises ConfigurationError."""
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise ConfigurationError(f"number: expected 1 or more, got {text!r}")
+    return int(text)
+
+
+def confirm(args: argparse.Namespace, consequence: str) -> None:
+    """Raises ConfigurationError unless the user has said `--yes` to something that cannot be undone."""
+    if not args.yes:
+        raise ConfigurationError(f"{consequence}; nothing was done: say --yes if that is what you want")

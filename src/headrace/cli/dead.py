@@ -1,0 +1,134 @@
+"""`headrace dead`: the events that a group could not handle, and what becomes of them."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import AsyncIterator, Sequence
+
+from headrace import limits
+from headrace.backends.contract import Inspector, Letter
+from headrace.cli import letters, moments, output
+from headrace.cli.command import Command, add_group, add_server, add_topic, confirm, count
+from headrace.cli.exits import OK
+from headrace.cli.server import inspect
+from headrace.errors import ConfigurationError, Refused
+
+
+def _arguments(parser: argparse.ArgumentParser) -> None:
+    acts = parser.add_subparsers(metavar="list|show|replay|drop", dest="act", required=True)
+    for act, purpose in (
+        ("list", "print dead letters, oldest first"),
+        ("show", "print dead letters in full"),
+        ("replay", "give dead letters back to the group, as if they were new"),
+        ("drop", "delete dead letters for good; the ledger counts them as dropped"),
+    ):
+        sub = acts.add_parser(act, help=purpose, description=purpose[0].upper() + purpose[1:] + ".", allow_abbrev=False)
+        add_topic(sub)
+        add_group(sub)
+        if act == "list":
+            sub.add_argument("--count", metavar="N", type=count, default=100, help="at most this many (100)")
+        else:
+            sub.add_argument("tokens", metavar="TOKEN", nargs="*", help="as printed by `headrace dead list`")
+            sub.add_argument("--all", action="store_true", help="every dead letter that is there now")
+        if act == "drop":
+            sub.add_argument("--yes", action="store_true", help="confirm: there is no way back")
+        add_server(sub)
+
+
+def _dead(args: argparse.Namespace) -> int:
+    if args.act == "list":
+        return inspect(args, lambda inspector: _list(inspector, args))
+    if bool(args.tokens) == args.all:
+        raise ConfigurationError(f"dead {args.act}: expected tokens, as printed by `headrace dead list`, or --all")
+    for token in args.tokens:
+        moments.before(token)  # refuses what is no stream id
+    if args.act == "show":
+        return inspect(args, lambda inspector: _show(inspector, args))
+    if args.act == "drop":
+        what = "every dead letter" if args.all else output.plural(len(args.tokens), "dead letter")
+        confirm(args, f"{what} of group {args.group} of {args.topic} would be deleted for good")
+    return inspect(args, lambda inspector: _move(inspector, args))
+
+
+async def _list(inspector: Inspector, args: argparse.Namespace) -> int:
+    found = await inspector.dead(args.topic, args.group, "-", args.count)
+    if args.json:
+        output.json([letters.machine(letter) for letter in found])
+    elif found:
+        columns = ("token", "time", "id", "type", "attempt", "reason", "data")
+        output.table(columns, (_row(letter) for letter in found))
+    else:
+        output.note(f"group {args.group} of {args.topic} has no dead letters")
+    return OK
+
+
+def _row(letter: Letter) -> tuple[str, ...]:
+    time, id_, type_, _, data = letters.row(letter)
+    attempt = output.printable(letter.attributes.get("attempt", "-"))
+    return letter.token, time, id_, type_, attempt, output.printable(letter.reason), data
+
+
+async def _show(inspector: Inspector, args: argparse.Namespace) -> int:
+    shown = 0
+    async for page in _chosen(inspector, args):
+        for letter in page:
+            if args.json:
+                output.json_line(letters.machine(letter))
+            else:
+                if shown:
+                    output.line("")
+                letters.full(letter)
+            shown += 1
+    return OK
+
+
+async def _chosen(inspector: Inspector, args: argparse.Namespace) -> AsyncIterator[Sequence[Letter]]:
+    """The letters of the given tokens, or all of them. Raises Refused when there is none of a given token."""
+    if args.all:
+        async for page in letters.pages(lambda after, n: inspector.dead(args.topic, args.group, after, n), "-"):
+            yield page
+    for token in args.tokens:
+        page = await inspector.dead(args.topic, args.group, moments.before(token), 1)
+        if not page or page[0].token != token:
+            raise Refused(f"group {args.group} of {args.topic} has no dead letter {token}: it was replayed or dropped, or never was")
+        yield page
+
+
+async def _move(inspector: Inspector, args: argparse.Namespace) -> int:
+    act, verb = (inspector.dead_replay, "replayed") if args.act == "replay" else (inspector.dead_drop, "dropped")
+    progress = output.Progress(verb)
+    asked = moved = 0
+    try:
+        async for tokens in _batches(inspector, args):
+            asked += len(tokens)
+            moved += await act(args.topic, args.group, tokens)
+            progress.show(moved)
+    finally:
+        progress.end()
+    if args.json:
+        output.json({"topic": args.topic, "group": args.group, verb: moved, "absent": asked - moved})
+    else:
+        absent = f"; {output.number(asked - moved)} were not there any more" if moved < asked else ""
+        output.line(f"{verb} {output.plural(moved, 'dead letter')} of group {args.group} of {args.topic}{absent}")
+    return OK
+
+
+async def _batches(inspector: Inspector, args: argparse.Namespace) -> AsyncIterator[Sequence[str]]:
+    """Tokens to move, as many at a time as one call takes.
+
+    For --all: what is there at the start, and no more, or letters that die again at once would be replayed for ever.
+    """
+    step = limits.batch_records_max
+    if not args.all:
+        for start in range(0, len(args.tokens), step):
+            yield args.tokens[start : start + step]
+        return
+    left = next((g.dead for g in await inspector.groups(args.topic) if g.group == args.group), 0)
+    async for page in letters.pages(lambda after, n: inspector.dead(args.topic, args.group, after, n), "-"):
+        if left <= 0:
+            return
+        yield [letter.token for letter in page[:left]]
+        left -= len(page)
+
+
+COMMANDS = {"dead": Command(_arguments, _dead)}

@@ -1,0 +1,126 @@
+"""The command `headrace`: finds the command's module, runs it, and turns its errors into one sentence and an exit code.
+
+Only the standard library's argument parser is imported here: `headrace --version` and `headrace --help` need nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import re
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final, NoReturn
+
+from headrace import errors
+from headrace.cli.exits import BUG, INTERRUPTED, NO_SERVER, OK, REFUSED, USAGE
+from headrace.version import VERSION
+
+if TYPE_CHECKING:
+    from headrace.cli.command import Command
+
+_COMMANDS: Final = {
+    "run": ("run", "handle events: `headrace run shop:app --workers 4`"),
+    "demo": ("run", "see exactly-once with your own eyes: real events, killed workers, a killed server"),
+    "up": ("up", "hold the embedded server of this project in the foreground"),
+    "publish": ("publish", "publish JSON from the command line or from stdin"),
+    "tail": ("tail", "print the last events of a topic, or its dead letters"),
+    "topics": ("topics", "list the topics"),
+    "groups": ("topics", "list the groups, or start one anew at another place"),
+    "pending": ("topics", "list what workers hold"),
+    "dead": ("dead", "list, show, replay or drop dead letters"),
+    "replay": ("replay", "give a time or id range of a topic to one group again"),
+    "ledger": ("ledger", "prove that nothing is missing: where every event stands"),
+    "doctor": ("doctor", "check what the server would forget, and how to fix it"),
+}
+"""name -> (module, what it does). The module is imported when the command is called."""
+
+_EPILOG: Final = """\
+server:
+  --url, else HEADRACE_URL, else REDIS_URL, else the embedded server of this project.
+
+exit codes:
+  0    done
+  1    the answer is no: the ledger does not balance, the server violates the level, the demo is not exact
+  2    wrong usage or configuration
+  3    no server
+  4    the server refused, or is full
+  70   a bug in headrace (with its traceback)
+  130  interrupted
+"""
+
+_EXITS: Final = ((errors.NotConnected, NO_SERVER), (errors.BackendError, REFUSED), (errors.HeadraceError, USAGE))
+_HINTS: Final = (
+    (errors.DurabilityError, "`headrace doctor` shows the whole check; `--durability relaxed` accepts the risk"),
+    (errors.NotConnected, "start the server or give another --url (HEADRACE_URL); with no URL at all, headrace brings its own server"),
+)
+_MOMENTS: Final = ("--from", "--to", "--at")
+
+
+class Parser(argparse.ArgumentParser):
+    """Speaks like the rest of the command: one sentence, then a hint."""
+
+    def error(self, message: str) -> NoReturn:
+        """Ends the command with the exit code for wrong usage."""
+        self.exit(USAGE, f"headrace: {message}\nhint: {self.prog} --help\n")
+
+
+def build(called: str | None) -> argparse.ArgumentParser:
+    """The parser with the names of all commands, and the arguments of the one that is called."""
+    parser = Parser(
+        prog="headrace",
+        description="Typed events, exactly once, on the Redis or Valkey you have.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"headrace {VERSION}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for name, (module, purpose) in _COMMANDS.items():
+        sub = commands.add_parser(name, help=purpose, description=purpose[0].upper() + purpose[1:] + ".", allow_abbrev=False)
+        if name == called:
+            command: Command = importlib.import_module(f"headrace.cli.{module}").COMMANDS[name]
+            command.arguments(sub)
+            sub.set_defaults(execute=command.execute)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command line and returns its exit code. Raises nothing but SystemExit for `--help` and wrong usage."""
+    words = joined(sys.argv[1:] if argv is None else argv)
+    try:
+        args = build(words[0] if words else None).parse_args(words)
+        code: int = args.execute(args)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader of our output has seen enough (`| head`); the interpreter must not flush into it again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
+    except errors.HeadraceError as e:
+        return complain(e)
+    except Exception:
+        traceback.print_exc()
+        return BUG
+    return code
+
+
+def complain(error: errors.HeadraceError) -> int:
+    """Prints one sentence, and a hint where there is one; returns the exit code of this kind of error."""
+    sys.stderr.write(f"headrace: {error}\n")
+    for hint in (*getattr(error, "__notes__", ()), *(text for kind, text in _HINTS if isinstance(error, kind))):
+        sys.stderr.write(f"hint: {hint}\n")
+    return next(code for kind, code in _EXITS if isinstance(error, kind))
+
+
+def joined(argv: Sequence[str]) -> list[str]:
+    """`--from -1h` as `--from=-1h`: the parser would take the value for an option."""
+    words: list[str] = []
+    for word in argv:
+        if words and words[-1] in _MOMENTS and re.match(r"-\d", word):
+            words[-1] += f"={word}"
+        else:
+            words.append(word)
+    return words

@@ -1,0 +1,70 @@
+"""Places in a topic as people say them: `-1h`, `2026-11-23T10:00:00+01:00`, `now`, or a stream id.
+
+A stream id is `milliseconds-sequence`, milliseconds of Unix time by the server's clock. Relative times use this machine's clock.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from datetime import UTC, datetime
+from typing import Final
+
+from headrace.errors import ConfigurationError
+
+_SEQUENCE_MAX: Final = (1 << 64) - 1
+_UNIT_MS: Final = {"s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
+_RELATIVE: Final = re.compile(r"-(\d+(?:\.\d+)?)([smhd])")
+_ID: Final = re.compile(r"(\d{1,20})-(\d{1,20})")
+_EXPECTED: Final = "expected a time with its offset (2026-11-23T10:00:00+01:00), one relative to now (-30s, -15m, -2h, -1d), `now`, or a stream id"
+
+
+def instant_ms(text: str) -> int:
+    """A time as Unix milliseconds. Raises ConfigurationError."""
+    if text == "now":
+        return round(time.time() * 1_000)
+    if relative := _RELATIVE.fullmatch(text):
+        return round(time.time() * 1_000 - float(relative[1]) * _UNIT_MS[relative[2]])
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise ConfigurationError(f"time: {_EXPECTED}, got {text!r}") from None
+    if moment.tzinfo is None:
+        raise ConfigurationError(f"time: {text!r} does not say its offset from UTC: append Z or +01:00")
+    milliseconds = round(moment.timestamp() * 1_000)
+    if milliseconds < 0:
+        raise ConfigurationError(f"time: expected 1970 or later, got {text!r}")
+    return milliseconds
+
+
+def first(text: str) -> str:
+    """The first stream id that a range beginning there may hold. Raises ConfigurationError."""
+    return text if _ID.fullmatch(text) else f"{max(instant_ms(text), 0)}-0"
+
+
+def last(text: str) -> str:
+    """The last stream id that a range ending there may hold. Raises ConfigurationError."""
+    return text if _ID.fullmatch(text) else f"{max(instant_ms(text), 0)}-{_SEQUENCE_MAX}"
+
+
+def before(token: str) -> str:
+    """What to read after, so that the entry `token` comes first: the id before it, or `-`. Raises ConfigurationError."""
+    parts = _ID.fullmatch(token)
+    if parts is None:
+        raise ConfigurationError(f"id: expected a stream id like 1763892000000-0, got {token!r}")
+    milliseconds, sequence = int(parts[1]), int(parts[2])
+    if sequence:
+        return f"{milliseconds}-{sequence - 1}"
+    return f"{milliseconds - 1}-{_SEQUENCE_MAX}" if milliseconds else "-"
+
+
+def token_ms(token: str) -> int:
+    """When an entry was written: Unix milliseconds, or 0 if its token does not say."""
+    parts = _ID.fullmatch(token)
+    return int(parts[1]) if parts else 0
+
+
+def said(milliseconds: int) -> str:
+    """Unix milliseconds for people: UTC, to the millisecond."""
+    moment = datetime.fromtimestamp(milliseconds / 1_000, UTC)
+    return moment.strftime("%Y-%m-%d %H:%M:%S.") + f"{moment.microsecond // 1_000:03d}Z"

@@ -1,0 +1,56 @@
+"""`headrace replay`: gives a range of a topic's retained events to one group again, beside live traffic."""
+
+from __future__ import annotations
+
+import argparse
+
+from headrace.backends.contract import Inspector
+from headrace.cli import moments, output
+from headrace.cli.command import Command, add_group, add_server, add_topic
+from headrace.cli.exits import OK
+from headrace.cli.server import inspect
+from headrace.errors import ConfigurationError
+
+
+def _arguments(parser: argparse.ArgumentParser) -> None:
+    add_topic(parser)
+    add_group(parser)
+    moment = "2026-11-23T10:00:00+01:00, -2h, now, or a stream id"
+    parser.add_argument("--from", metavar="MOMENT", dest="first", required=True, help=f"first event: {moment}")
+    parser.add_argument("--to", metavar="MOMENT", dest="last", required=True, help=f"last event: {moment}")
+    add_server(parser)
+
+
+def _replay(args: argparse.Namespace) -> int:
+    first, last = moments.first(args.first), moments.last(args.last)
+    if _place(first) > _place(last):
+        raise ConfigurationError(f"range: --from {args.first} is later than --to {args.last}")
+
+    async def work(inspector: Inspector) -> int:
+        progress = output.Progress("replayed")
+        copied, place = 0, first
+        try:
+            while place:
+                count, place = await inspector.replay(args.topic, args.group, place, last)
+                copied += count
+                progress.show(copied, f"up to {moments.said(moments.token_ms(place))}" if place else "")
+        except BaseException:
+            progress.end()
+            if place and copied:
+                output.note(f"replayed {output.plural(copied, 'event')} before it ended; to go on: --from {place}")
+            raise
+        seconds = progress.end()
+        if args.json:
+            output.json({"topic": args.topic, "group": args.group, "first": first, "last": last, "replayed": copied})
+        else:
+            output.line(f"replayed {output.plural(copied, 'event')} of {args.topic} to group {args.group} in {output.duration(seconds)}")
+        return OK
+
+    return inspect(args, work)
+
+
+def _place(token: str) -> tuple[int, ...]:
+    return tuple(map(int, token.split("-")))
+
+
+COMMANDS = {"replay": Command(_arguments, _replay)}

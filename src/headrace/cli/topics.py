@@ -1,0 +1,114 @@
+"""`headrace topics`, `headrace groups` and `headrace pending`: what the server holds, and who holds it."""
+
+from __future__ import annotations
+
+import argparse
+
+from headrace.backends.contract import GroupInfo, Inspector
+from headrace.cli import moments, output
+from headrace.cli.command import Command, add_group, add_server, add_topic, confirm, count, name
+from headrace.cli.exits import OK
+from headrace.cli.server import inspect
+from headrace.errors import ConfigurationError
+
+
+def _topics_arguments(parser: argparse.ArgumentParser) -> None:
+    add_server(parser)
+
+
+def _topics(args: argparse.Namespace) -> int:
+    async def work(inspector: Inspector) -> int:
+        topics = await inspector.topics()
+        if args.json:
+            output.json(topics)
+        elif topics:
+            output.table(
+                ("topic", "events", "published", "delayed", "size", "groups"),
+                ((t.topic, t.events, t.published, t.delayed, output.size(t.bytes), ", ".join(t.groups) or "none") for t in topics),
+            )
+        else:
+            output.note("no topics yet: `headrace publish orders '{}'` makes one")
+        return OK
+
+    return inspect(args, work)
+
+
+def _groups_arguments(parser: argparse.ArgumentParser) -> None:
+    add_topic(parser, optional=True)
+    parser.add_argument("--reset", metavar="GROUP", type=name, help="start this group of TOPIC anew at --to; its counts begin again")
+    parser.add_argument("--to", metavar="PLACE", help="earliest, latest, or the stream id after which it reads on")
+    parser.add_argument("--yes", action="store_true", help="confirm --reset: what the group has in hand is forgotten")
+    add_server(parser)
+
+
+def _groups(args: argparse.Namespace) -> int:
+    if args.reset or args.to:
+        return _reset(args)
+
+    async def work(inspector: Inspector) -> int:
+        groups = await inspector.groups(args.topic)
+        if args.json:
+            output.json(groups)
+        elif groups:
+            output.table(("topic", "group", "unread", "pending", "delayed", "retrying", "dead", "workers", "oldest"), map(_row, groups))
+        else:
+            output.note("no groups yet: a group exists once a worker has subscribed with it")
+        return OK
+
+    return inspect(args, work)
+
+
+def _row(group: GroupInfo) -> tuple[output.Cell, ...]:
+    g = group
+    oldest = output.duration(g.oldest_s) if g.oldest_s else "-"
+    return g.topic, g.group, g.unread, g.pending, g.delayed, g.retrying, g.dead, g.workers, oldest
+
+
+def _reset(args: argparse.Namespace) -> int:
+    if not (args.topic and args.reset and args.to):
+        raise ConfigurationError("--reset needs a topic and a place: `headrace groups TOPIC --reset GROUP --to earliest|latest|ID --yes`")
+    if args.to not in {"earliest", "latest"}:
+        moments.before(args.to)  # refuses what is no stream id
+    confirm(args, f"group {args.reset} of {args.topic} would forget its place, what it has in hand, and its counts")
+
+    async def work(inspector: Inspector) -> int:
+        await inspector.seek(args.topic, args.reset, args.to)
+        groups = [g for g in await inspector.groups(args.topic) if g.group == args.reset]
+        if args.json:
+            output.json(groups)
+        else:
+            output.line(f"group {args.reset} of {args.topic} reads on from {args.to}: {output.number(sum(g.unread for g in groups))} unread")
+        return OK
+
+    return inspect(args, work)
+
+
+def _pending_arguments(parser: argparse.ArgumentParser) -> None:
+    add_topic(parser)
+    add_group(parser)
+    parser.add_argument("--count", metavar="N", type=count, default=100, help="at most this many, oldest first (100)")
+    add_server(parser)
+
+
+def _pending(args: argparse.Namespace) -> int:
+    async def work(inspector: Inspector) -> int:
+        held = await inspector.pending(args.topic, args.group, args.count)
+        if args.json:
+            output.json(held)
+        elif held:
+            output.table(
+                ("token", "time", "worker", "idle", "deliveries"),
+                ((h.token, moments.said(moments.token_ms(h.token)), h.worker, output.duration(h.idle_s), h.deliveries) for h in held),
+            )
+        else:
+            output.note(f"group {args.group} of {args.topic} has nothing in hand")
+        return OK
+
+    return inspect(args, work)
+
+
+COMMANDS = {
+    "topics": Command(_topics_arguments, _topics),
+    "groups": Command(_groups_arguments, _groups),
+    "pending": Command(_pending_arguments, _pending),
+}

@@ -1,0 +1,138 @@
+"""What a handler sees beside its event. Nothing of it is computed before it is asked for."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Protocol
+
+from headrace.backends.contract import Delivery, Effect, Record, Route
+from headrace.effects import RedisEffects
+from headrace.errors import HandlerError, Reject
+
+if TYPE_CHECKING:
+    from headrace.topic import Topic
+
+
+class Surroundings(Protocol):
+    """What all events of one subscription share."""
+
+    topic: str
+    group: str
+    timeout_s: float | None
+    effects: frozenset[str]
+
+
+class Context:
+    """One delivery, as its handler sees it. What it records leaves with the ack, or not at all."""
+
+    __slots__ = ("_deadline", "_surroundings", "delivery", "effects", "failure", "outputs")
+
+    def __init__(self, delivery: Delivery, surroundings: Surroundings) -> None:
+        """Made by the runtime."""
+        self.delivery = delivery
+        self._surroundings = surroundings
+        self._deadline: float | None = None
+        self.outputs: list[tuple[Route, Record]] | None = None
+        self.effects: list[Effect] | None = None
+        self.failure: BaseException | None = None
+
+    @property
+    def id(self) -> str:
+        """The event's identity, stable over every retry and takeover: use it as idempotency key towards others."""
+        return self.delivery.id.decode(errors="replace")
+
+    @property
+    def key(self) -> str | None:
+        """The ordering key, or None."""
+        raw = self.delivery.get(b"key")
+        return None if raw is None else raw.decode(errors="replace")
+
+    @property
+    def type(self) -> str:
+        """The event type's name as it stands on the wire; '' if the writer gave none."""
+        return (self.delivery.get(b"type") or b"").decode(errors="replace")
+
+    @property
+    def attempt(self) -> int:
+        """1 for the first call of a handler with this event."""
+        return self.delivery.attempt
+
+    @property
+    def topic(self) -> str:
+        """The topic's name."""
+        return self._surroundings.topic
+
+    @property
+    def group(self) -> str:
+        """The group's name."""
+        return self._surroundings.group
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """Headers as they were published: CloudEvents attributes by their name, others without their `x-`."""
+        fields = self.delivery.fields
+        out: dict[str, str] = {}
+        for i in range(0, len(fields) - 1, 2):
+            name = fields[i].decode(errors="replace")
+            if name not in _OWN:
+                out[name.removeprefix("x-")] = fields[i + 1].decode(errors="replace")
+        return out
+
+    @property
+    def time(self) -> datetime:
+        """When it happened: the `time` attribute, else when the server stored it (this copy of it, for a retry)."""
+        raw = self.delivery.get(b"time")
+        if raw is not None:
+            try:
+                return datetime.fromisoformat(raw.decode())
+            except ValueError:
+                pass  # another writer's idea of a time; the server's is right enough
+        origin = self.delivery.get(b"origin") or self.delivery.token
+        return datetime.fromtimestamp(int(origin.partition(b"-")[0]) / 1000, UTC)
+
+    @property
+    def timeout_s(self) -> float | None:
+        """How long the handler may take in all; None: as long as it likes."""
+        return self._surroundings.timeout_s
+
+    @property
+    def deadline(self) -> float | None:
+        """When the handler is cancelled, on the event loop's clock (`asyncio.timeout_at`); None: never."""
+        return self._deadline
+
+    @property
+    def log(self) -> logging.LoggerAdapter[logging.Logger]:
+        """A logger that says which event it is about."""
+        name = f"headrace.{self.topic}.{self.group}"
+        return logging.LoggerAdapter(logging.getLogger(name), {"event_id": self.id, "attempt": self.attempt})
+
+    @property
+    def redis(self) -> RedisEffects:
+        """Writes to Redis that happen in the moment of the ack, once, or not at all."""
+        if self.effects is None:
+            self.effects = []
+        return RedisEffects(self.effects, self._surroundings.effects)
+
+    def publish(self, topic: Topic[Any], event: object, **options: Any) -> None:
+        """An event that leaves with the ack, once, or not at all. Options as in `Topic.publish`. Raises InvalidEvent."""
+        record = topic.record(event, **options)
+        if self.outputs is None:
+            self.outputs = []
+        self.outputs.append((topic.route, record))
+
+    def fail(self, error: BaseException | str) -> None:
+        """For batch handlers: this one failed, the others did not. Retried or dead-lettered as if the handler had raised `error`."""
+        self.failure = error if isinstance(error, BaseException) else HandlerError(error)
+
+    def reject(self, reason: str) -> None:
+        """For batch handlers: this one can never be handled; straight to the dead letters."""
+        self.failure = Reject(reason)
+
+    def set_deadline(self, deadline: float | None) -> None:
+        """Made known by the runtime when the handler starts."""
+        self._deadline = deadline
+
+
+_OWN = frozenset({"id", "type", "data", "key", "attempt", "origin", "reason"})

@@ -1,0 +1,47 @@
+"""The single telemetry seam: everything worth counting passes here, per batch, never per event."""
+
+from __future__ import annotations
+
+import logging
+from typing import Protocol
+
+log = logging.getLogger("headrace")
+
+
+class Observer(Protocol):
+    """What a worker tells whoever watches it. Called on the event loop; must not block."""
+
+    def settled(self, topic: str, group: str, handled: int, lost: int) -> None:
+        """A commit was answered: `handled` of its events are settled by us, `lost` had been settled by another worker."""
+
+    def failed(self, topic: str, group: str, event_id: str, attempt: int, error: BaseException, again_in_s: float | None) -> None:
+        """A handler failed; None: the event goes to the dead letters."""
+
+    def blocked(self, topic: str, group: str, handler: str, seconds: float) -> None:
+        """A handler kept the event loop from running for this long."""
+
+
+class LogObserver:
+    """Says it in the log."""
+
+    def settled(self, topic: str, group: str, handled: int, lost: int) -> None:
+        """Only losses are worth a line."""
+        if lost:
+            log.warning("topic %s, group %s: %d events had been settled by another worker; our results for them are dropped", topic, group, lost)
+
+    def failed(self, topic: str, group: str, event_id: str, attempt: int, error: BaseException, again_in_s: float | None) -> None:
+        """One line with what happens next; the traceback at level DEBUG."""
+        then = "dead-lettered" if again_in_s is None else f"again in {again_in_s:.1f} s"
+        what = f"{type(error).__name__}: {error}"[:500]
+        log.warning("topic %s, group %s: event %s failed (attempt %d): %s; %s", topic, group, event_id, attempt, what, then)
+        log.debug("event %s", event_id, exc_info=error)
+
+    def blocked(self, topic: str, group: str, handler: str, seconds: float) -> None:
+        """Names the handler, and the cure."""
+        log.warning(
+            "topic %s, group %s: handler %s blocked the event loop for %.1f s; make it a plain `def` (it then runs in a thread) or await",
+            topic,
+            group,
+            handler,
+            seconds,
+        )

@@ -1,0 +1,43 @@
+"""How often, and when, a failed event is tried again."""
+
+from __future__ import annotations
+
+import random
+
+from msgspec import Struct
+
+from headrace import limits
+from headrace.errors import ConfigurationError, Reject, Undecodable
+
+
+class Retry(Struct, frozen=True):
+    """Exponential backoff with jitter, kept on the server: a retry survives the worker.
+
+    The n-th retry comes `first_s * factor ** (n - 1)` seconds after the failure, at most `max_s`, give or take `jitter`
+    (a fraction, so that events that failed together do not come back together).
+    """
+
+    attempts: int = 5
+    """Handler calls in all; 1 means no retry. After the last the event rests in the dead letters."""
+    first_s: float = 1.0
+    factor: float = 2.0
+    max_s: float = 3600.0
+    jitter: float = 0.2
+    dead: tuple[type[BaseException], ...] = ()
+    """Exceptions that go straight to the dead letters, as `Reject` does."""
+
+    def __post_init__(self) -> None:
+        """Raises ConfigurationError for values that cannot be meant."""
+        if self.attempts < 1:
+            raise ConfigurationError(f"Retry.attempts: expected 1 or more, got {self.attempts}")
+        if self.first_s < 0 or self.max_s < self.first_s or self.max_s > limits.delay_s_max:
+            raise ConfigurationError(f"Retry: expected 0 <= first_s <= max_s <= a year, got {self.first_s} and {self.max_s}")
+        if self.factor < 1 or not 0 <= self.jitter <= 1:
+            raise ConfigurationError(f"Retry: expected factor >= 1 and jitter in 0..1, got {self.factor} and {self.jitter}")
+
+    def again_in_s(self, attempt: int, error: BaseException) -> float | None:
+        """Seconds until the next attempt after `attempt` failed with `error`; None: no further attempt."""
+        if attempt >= self.attempts or isinstance(error, (Reject, Undecodable, *self.dead)):
+            return None
+        delay = min(self.first_s * self.factor ** min(attempt - 1, 64), self.max_s)
+        return delay * random.uniform(1 - self.jitter, 1 + self.jitter)  # noqa: S311 - not a secret

@@ -1,0 +1,1 @@
+"""Serves an app: takes events, calls handlers, settles."""

@@ -1,0 +1,144 @@
+"""One delivery through one handler: decode, find the handler, call it, judge how it ended. Nothing here talks to the server."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import Executor as Threads
+from typing import Any
+
+from headrace.backends.contract import Delivery, Settled, Settlement, Verdict
+from headrace.context import Context
+from headrace.errors import DeadlineExceeded, HandlerError, Undecodable
+from headrace.handler import Handler
+from headrace.observe import Observer
+from headrace.retry import Retry
+from headrace.topic import Group
+
+
+class Executor:
+    """The handlers of one group, ready to be called. Is the `Surroundings` of its contexts."""
+
+    def __init__(self, group: Group, effects: frozenset[str], threads: Threads, observer: Observer) -> None:
+        """`effects`: what the backend can write with an ack. `threads`: where plain `def` handlers run."""
+        self.topic, self.group = group.topic.name, group.name
+        self.effects = effects
+        self.timeout_s: float | None = max(
+            (h.timeout_s for h in group.handlers if h.timeout_s is not None), default=None
+        ) if all(h.timeout_s is not None for h in group.handlers) else None
+        self.batched = group.handlers[0].batched
+        self.batch = group.batch if self.batched else 1
+        self._observer = observer
+        self._threads = threads
+        self._loop = asyncio.get_running_loop()
+        self._decode = group.topic.codec.decode
+        self._only = group.handlers[0] if len(group.handlers) == 1 and set(group.handlers[0].types) == set(group.topic.codec.types) else None
+        self._by_type = {t: h for h in group.handlers for t in h.types}
+        self._calls = {h.name: self._call_of(h) for h in group.handlers}
+        self._only_call = self._calls[self._only.name] if self._only else None
+        self._retry = group.handlers[0].retry
+        self.name = group.handlers[0].name
+
+    async def execute(self, delivery: Delivery) -> Settled:
+        """How this delivery is to be settled. Raises only CancelledError, when the worker gives it up."""
+        ctx = Context(delivery, self)
+        retry = self._retry
+        try:
+            event = self._decode(delivery)
+            call = self._only_call
+            if call is None:
+                handler = self._by_type.get(type(event))
+                if handler is None:
+                    return delivery  # this group does not care for this type
+                retry = handler.retry
+                call = self._calls[handler.name]
+            await call(event, ctx)
+        except GeneratorExit:
+            raise
+        except BaseException as e:  # noqa: BLE001 - whatever a handler raises is its event's failure, never the worker's
+            return self.judge(delivery, self._seen(e), retry)
+        if ctx.outputs is None and ctx.effects is None and ctx.failure is None:
+            return delivery
+        return self._conclude(ctx, retry)
+
+    async def execute_batch(self, deliveries: Sequence[Delivery]) -> list[Settled]:
+        """As `execute`, for a handler of lists: one call; it may fail events one by one by `ctx[i].fail`."""
+        settled: list[Settled] = []
+        events, contexts = [], []
+        for delivery in deliveries:
+            try:
+                event = self._decode(delivery)
+            except Undecodable as e:
+                settled.append(self.judge(delivery, e, self._retry))
+            else:
+                if self._only or type(event) in self._by_type:
+                    events.append(event)
+                    contexts.append(Context(delivery, self))
+                else:
+                    settled.append(delivery)
+        if not events:
+            return settled
+        handler = self._only or self._by_type[type(events[0])]
+        try:
+            await self._calls[handler.name](events, contexts)
+        except GeneratorExit:
+            raise
+        except BaseException as e:  # noqa: BLE001 - as above
+            seen = self._seen(e)
+            return settled + [self.judge(c.delivery, c.failure or seen, handler.retry) for c in contexts]
+        return settled + [self._conclude(c, handler.retry) for c in contexts]
+
+    def judge(self, delivery: Delivery, error: BaseException, retry: Retry | None = None) -> Settlement:
+        """A failed delivery: a retry that becomes due later, or a dead letter. Both are rows of the same commit."""
+        again_in_s = (retry or self._retry).again_in_s(delivery.attempt, error)
+        self._observer.failed(self.topic, self.group, delivery.id.decode(errors="replace"), delivery.attempt, error, again_in_s)
+        reason = f"{type(error).__name__}: {error}"[:1000].encode(errors="replace")
+        if again_in_s is None:
+            return Settlement(delivery, Verdict.DEAD, reason=reason)
+        return Settlement(delivery, Verdict.RETRY, delay_ms=round(again_in_s * 1000), reason=reason)
+
+    def _conclude(self, ctx: Context, retry: Retry) -> Settled:
+        if ctx.failure is not None:
+            return self.judge(ctx.delivery, ctx.failure, retry)
+        if ctx.outputs is None and ctx.effects is None:
+            return ctx.delivery
+        return Settlement(ctx.delivery, outputs=ctx.outputs or (), effects=ctx.effects or ())
+
+    def _seen(self, error: BaseException) -> BaseException:
+        """The error as the event's failure; a cancellation that was not for the deadline is passed on."""
+        if isinstance(error, asyncio.CancelledError):
+            task = asyncio.current_task()
+            asked = str(error.args[0]) if error.args else ""
+            if task is not None and task.cancelling():
+                if asked != DEADLINE:
+                    raise error
+                task.uncancel()
+                return DeadlineExceeded(f"the handler ran longer than {self.timeout_s} s")
+            return HandlerError("the handler raised CancelledError")
+        if isinstance(error, SystemExit):
+            return HandlerError(f"the handler called sys.exit({error.code!r})")
+        return error
+
+    def _call_of(self, handler: Handler) -> Callable[[Any, Any], Awaitable[Any]]:
+        """A uniform way to call a handler, chosen once."""
+        function = handler.function
+        if handler.asynchronous:
+            if handler.with_context:
+                return function
+            return lambda event, _: function(event)
+        loop, threads = self._loop, self._threads
+        if handler.with_context:
+            return lambda event, ctx: loop.run_in_executor(threads, _contained, function, event, ctx)
+        return lambda event, _: loop.run_in_executor(threads, _contained, function, event)
+
+
+DEADLINE = "headrace: deadline"
+"""The message of the cancellation that means: this handler's time is over."""
+
+
+def _contained(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Calls a function in a thread; what asyncio would not carry over as an exception becomes one."""
+    try:
+        return function(*arguments)
+    except StopIteration as e:
+        raise HandlerError("the handler raised StopIteration") from e

@@ -1,0 +1,308 @@
+"""The path of every event: take, hand to a lane, settle, commit.
+
+N long-lived lanes share the iterator of the batch that is being handled, so an event costs a coroutine call and not a task. The next
+batch is read while this one is handled. What is settled is committed in one call when the batch is through, or after
+`limits.commit_wait_s` if it has slower members. An idle lane is woken by the one before it, which then works until nothing is left or
+its handler waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections import deque
+from collections.abc import Iterator, Sequence
+
+from headrace import limits
+from headrace.backends.contract import Delivery, Feed, Settled, Settlement, Unsettled, Verdict
+from headrace.backoff import Backoff
+from headrace.errors import BackendError, Closed, NotConnected, Overloaded, Refused
+from headrace.observe import Observer
+from headrace.runtime.execute import DEADLINE, Executor
+
+log = logging.getLogger("headrace")
+_STOCK_S = 0.1
+"""A read brings about what is handled in this time: enough to hide the read behind the handling, not more than others might take."""
+_FIRST_READ = 16
+
+
+class Work:
+    """What one read brought."""
+
+    __slots__ = ("began", "settled", "size", "timer", "total", "unstarted", "waiting")
+
+    def __init__(self, deliveries: Sequence[Delivery]) -> None:
+        self.unstarted: Iterator[Delivery] = iter(deliveries)
+        self.total = self.waiting = len(deliveries)
+        """`waiting`: how many are not settled yet."""
+        self.settled: list[Settled] = []
+        self.timer: asyncio.TimerHandle | None = None
+        self.began = 0.0
+
+
+class Lane:
+    """One handler at a time."""
+
+    __slots__ = ("abandoned", "cancelled_at", "deliveries", "started", "task", "work")
+
+    def __init__(self) -> None:
+        self.task: asyncio.Task[None]
+        self.deliveries: Sequence[Delivery] = ()
+        self.work: Work | None = None
+        self.started = 0.0
+        self.cancelled_at = 0.0
+        self.abandoned = False
+
+
+class Pump:
+    """Serves one group from one feed."""
+
+    def __init__(self, feed: Feed, executor: Executor, lanes: int, observer: Observer) -> None:
+        """Call `run`."""
+        self._feed, self._executor, self._observer = feed, executor, observer
+        self._loop = asyncio.get_running_loop()
+        self._queue: deque[Work] = deque()
+        self._idle: list[asyncio.Future[None]] = []
+        self._wanted = lanes
+        self._lanes: set[Lane] = set()
+        self._room = asyncio.Event()
+        self._uncommitted = 0
+        self._rate = 0.0
+        self._commits: set[asyncio.Task[None]] = set()
+        self._watcher: asyncio.Task[None] | None = None
+        self._stopping = False
+        self._settled_all = asyncio.Event()
+        self._backoff = Backoff(f"group {executor.group} of topic {executor.topic}")
+        self.handled = 0
+        self.error: BackendError | None = None
+        """Why the pump gave up by itself; None while it works or after a stop that was asked for."""
+
+    async def run(self) -> None:
+        """Serves until `drain` is called or the server refuses for good (then `error` says why)."""
+        for _ in range(self._wanted):
+            self._add_lane()
+        self._watcher = asyncio.ensure_future(self._watch())
+        await self._read()
+
+    async def drain(self, wait_s: float) -> None:
+        """Stops: hands back what was not started, waits up to `wait_s` for handlers at work, commits, hands back the rest. Idempotent."""
+        self._stopping = True
+        self._room.set()
+        for work in self._queue:
+            self._hand_back(work, work.unstarted)
+        self._queue.clear()
+        if self._uncommitted:
+            self._settled_all.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._settled_all.wait(), wait_s)
+        for lane in self._lanes:
+            lane.task.cancel()
+        for commit in self._commits:
+            commit.cancel()
+        await asyncio.gather(*(lane.task for lane in self._lanes), *self._commits, return_exceptions=True)
+        if self._watcher is not None:
+            self._watcher.cancel()
+        await self._feed.aclose()
+
+    # Reading
+
+    async def _read(self) -> None:
+        while not self._stopping:
+            await self._wait_for_room()
+            if self._stopping:
+                return
+            try:
+                deliveries = await self._feed.take(self._limit(), limits.block_s)
+            except (NotConnected, Overloaded) as e:
+                await self._backoff.wait(e)
+                continue
+            except Closed:
+                return
+            except Refused as e:
+                log.error("group %s of topic %s stops: %s", self._executor.group, self._executor.topic, e)
+                self.error = e
+                return
+            self._backoff.over()
+            if deliveries:
+                self._uncommitted += len(deliveries)
+                work = Work(deliveries)
+                if self._stopping:
+                    self._hand_back(work, work.unstarted)
+                    return
+                self._queue.append(work)
+                self._wake()
+
+    async def _wait_for_room(self) -> None:
+        """One batch is being handled, one may wait behind it; and what is under way has a bound."""
+        while not self._stopping and (len(self._queue) > 1 or self._uncommitted >= 4 * limits.read_records_max):
+            self._room.clear()
+            await self._room.wait()
+
+    def _limit(self) -> int:
+        """As many as idle lanes could start now, or as are handled in a moment."""
+        if not self._rate:
+            return min(_FIRST_READ, limits.read_records_max)
+        stock = int(self._rate * _STOCK_S)
+        return max(1, min(max(len(self._idle) * self._executor.batch, stock), limits.read_records_max))
+
+    # Handling
+
+    def _add_lane(self) -> None:
+        lane = Lane()
+        lane.task = asyncio.ensure_future(self._run_lane(lane))
+        self._lanes.add(lane)
+
+    def _wake(self) -> None:
+        if self._idle:
+            future = self._idle.pop()
+            if not future.done():
+                future.set_result(None)
+
+    async def _run_lane(self, lane: Lane) -> None:
+        queue, clock, single = self._queue, self._loop.time, not self._executor.batched
+        execute = self._executor.execute
+        while not lane.abandoned:
+            while not queue:
+                future = self._loop.create_future()
+                self._idle.append(future)
+                await future
+            work = queue[0]
+            if not work.began:
+                work.began = clock()
+            self._wake()  # should this lane have to wait, another goes on with the batch
+            lane.work = work
+            if single:
+                for delivery in work.unstarted:
+                    lane.deliveries = (delivery,)
+                    lane.started = clock()
+                    settled = await execute(delivery)
+                    if lane.abandoned:
+                        return
+                    work.settled.append(settled)
+                    work.waiting -= 1
+                    if work.timer is None:
+                        self._ripen(work)
+            else:
+                await self._run_batches(lane, work)
+            lane.deliveries = ()
+            lane.work = None
+            if queue and queue[0] is work:
+                queue.popleft()
+                self._room.set()
+            if not work.waiting and work.settled:
+                self._commit(work)
+
+    async def _run_batches(self, lane: Lane, work: Work) -> None:
+        size = self._executor.batch
+        for delivery in work.unstarted:
+            lane.deliveries = chunk = [delivery]
+            if delivery.attempt == 1:  # what failed before is handled alone, so that it cannot fail others again
+                while len(chunk) < size and (more := next(work.unstarted, None)) is not None:
+                    chunk.append(more)
+            lane.started = self._loop.time()
+            settled = await self._executor.execute_batch(chunk)
+            if lane.abandoned:
+                return
+            self._take_result(work, settled)
+
+    def _take_result(self, work: Work, settled: Sequence[Settled]) -> None:
+        work.settled += settled
+        work.waiting -= len(settled)
+        if not work.waiting:
+            self._commit(work)
+        elif work.timer is None:
+            self._ripen(work)
+
+    def _hand_back(self, work: Work, deliveries: Iterator[Delivery]) -> None:
+        returned = [Settlement(d, Verdict.RETURN) for d in deliveries]
+        if returned:
+            self._take_result(work, returned)
+            self._commit(work)
+
+    # Settling
+
+    def _ripen(self, work: Work) -> None:
+        """What is settled is committed a moment from now, together with what is settled until then."""
+        work.timer = self._loop.call_later(limits.commit_wait_s, self._commit, work)
+
+    def _commit(self, work: Work) -> None:
+        if work.timer is not None:
+            work.timer.cancel()
+            work.timer = None
+        settled, work.settled = work.settled, []
+        if not work.waiting and work.began:
+            rate = work.total / max(self._loop.time() - work.began, 1e-6)
+            self._rate = rate if not self._rate else self._rate * 0.7 + rate * 0.3
+        if settled:
+            task = asyncio.ensure_future(self._send(settled))
+            self._commits.add(task)
+            task.add_done_callback(self._committed)
+
+    def _committed(self, task: asyncio.Task[None]) -> None:
+        self._commits.discard(task)
+        if not task.cancelled() and (bug := task.exception()) is not None:
+            log.critical("a commit failed in an unforeseen way; its events are taken over when this worker's lease ends", exc_info=bug)
+
+    async def _send(self, settled: Sequence[Settled]) -> None:
+        """One commit, repeated until it is answered; what is refused is judged as a failure and settled so."""
+        while settled:
+            try:
+                unsettled = await self._feed.commit(settled)
+            except (NotConnected, Overloaded) as e:
+                await self._backoff.wait(e)
+                continue
+            except BackendError as e:
+                log.error("group %s of topic %s cannot settle %d events: %s", self._executor.group, self._executor.topic, len(settled), e)
+                self._done(len(settled))
+                return
+            refused = [u for u in unsettled if u.refused]
+            lost = len(unsettled) - len(refused)
+            done = len(settled) - len(refused)
+            self.handled += done - lost
+            self._observer.settled(self._executor.topic, self._executor.group, done - lost, lost)
+            self._done(done)
+            settled = [self._otherwise(u) for u in refused]
+
+    def _otherwise(self, unsettled: Unsettled) -> Settlement:
+        one = unsettled.settled
+        delivery = one.delivery if isinstance(one, Settlement) else one
+        return self._executor.judge(delivery, Refused(f"a write recorded by the handler cannot be made: {unsettled.refused}"))
+
+    def _done(self, count: int) -> None:
+        self._uncommitted -= count
+        self._room.set()
+        if not self._uncommitted:
+            self._settled_all.set()
+
+    # Deadlines
+
+    async def _watch(self) -> None:
+        """Cancels handlers that are over their time; gives up on those that ignore it; names those that block the loop."""
+        timeout_s = self._executor.timeout_s
+        tick_s = min(max((timeout_s or 10.0) / 10, 0.01), 0.5)
+        while True:
+            before = self._loop.time()
+            await asyncio.sleep(tick_s)
+            now = self._loop.time()
+            if now - before > tick_s + 1.0:
+                self._observer.blocked(self._executor.topic, self._executor.group, self._executor.name, now - before - tick_s)
+            if timeout_s is None:
+                continue
+            for lane in list(self._lanes):
+                if lane.cancelled_at and lane.started > lane.cancelled_at and lane.task.cancelling():
+                    lane.task.uncancel()  # its handler swallowed the cancellation and ended; the next one must not feel it
+                if lane.deliveries and now - lane.started > timeout_s:
+                    self._overdue(lane, now)
+
+    def _overdue(self, lane: Lane, now: float) -> None:
+        if lane.cancelled_at < lane.started:
+            lane.cancelled_at = now
+            lane.task.cancel(DEADLINE)
+        elif now - lane.cancelled_at > limits.abandon_s and lane.work is not None:
+            lane.abandoned = True
+            self._lanes.discard(lane)
+            self._add_lane()
+            log.error("handler %s ignores its cancellation and is left alone; its event is settled as failed", self._executor.name)
+            overdue = TimeoutError(f"the handler ran longer than {self._executor.timeout_s} s and ignored its cancellation")
+            self._take_result(lane.work, [self._executor.judge(d, overdue) for d in lane.deliveries])

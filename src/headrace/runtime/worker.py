@@ -1,0 +1,127 @@
+"""One worker process: a pump for each group the app subscribes, until it is told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import os
+import secrets
+import socket
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+from headrace import limits
+from headrace.app import Headrace
+from headrace.backends.contract import Backend, Subscription
+from headrace.errors import BackendError, ConfigurationError, NotConnected, Overloaded
+from headrace.backoff import Backoff
+from headrace.observe import LogObserver, Observer
+from headrace.runtime.execute import Executor
+from headrace.runtime.pump import Pump
+from headrace.runtime.signals import Stop, stopping
+from headrace.topic import Group
+
+log = logging.getLogger("headrace")
+
+
+def worker_name() -> str:
+    """This worker's name, never used by another life: host, process id, and chance."""
+    host = "".join(c if c.isalnum() or c in "._-" else "-" for c in socket.gethostname())[:48]
+    return f"{host}-{os.getpid()}-{secrets.token_hex(4)}"
+
+
+async def serve(app: Headrace, stop: Stop, observer: Observer | None = None) -> BackendError | None:
+    """Serves every subscription of the app until `stop` is asked; returns why it ended by itself, or None.
+
+    Raises ConfigurationError if the app subscribes nothing; what `Headrace.connect` raises, except that an absent server is waited for.
+    """
+    if not app.groups:
+        raise ConfigurationError("the app has no subscriptions: decorate a function with @topic.subscribe(group)")
+    await _connect(app, stop)
+    if stop.asked.is_set():
+        return None
+    async with app:
+        most = max(g.lanes for g in app.groups.values())
+        threads = ThreadPoolExecutor(min(most, 256), "headrace-handler")
+        pumps = await start(app, app.backend(), threads, observer or LogObserver())
+        running = [asyncio.ensure_future(p.run()) for p in pumps]
+        asked = asyncio.ensure_future(stop.asked.wait())
+        gc.freeze()  # what is loaded by now lives as long as the process; the collector need not look at it again
+        await asyncio.wait([asked, *running], return_when=asyncio.FIRST_COMPLETED)
+        asked.cancel()
+        await _drain(pumps, stop)
+        await asyncio.gather(*running, return_exceptions=True)
+        threads.shutdown(wait=False, cancel_futures=True)
+        for task in running:
+            if not task.cancelled() and (bug := task.exception()) is not None:
+                raise bug
+        return next((p.error for p in pumps if p.error is not None), None)
+
+
+async def start(app: Headrace, backend: Backend, threads: ThreadPoolExecutor, observer: Observer) -> list[Pump]:
+    """A pump, joined to its group, for each group of the app. Raises NotConnected, Refused."""
+    name = worker_name()
+    pumps = []
+    for group in app.groups.values():
+        feed = await _join(backend, group, name)
+        executor = Executor(group, backend.features.effects, threads, observer)
+        pumps.append(Pump(feed, executor, group.lanes, observer))
+        log.info("serving group %s of topic %s as %s", group.name, group.topic.name, name)
+    return pumps
+
+
+async def _join(backend: Backend, group: Group, name: str):  # type: ignore[no-untyped-def]  # noqa: ANN202
+    backoff = Backoff(f"joining group {group.name} of topic {group.topic.name}")
+    while True:
+        try:
+            return await backend.subscribe(Subscription(group.topic.route, group.name, name, group.start))
+        except (NotConnected, Overloaded) as e:
+            await backoff.wait(e)
+
+
+async def _connect(app: Headrace, stop: Stop) -> None:
+    """Waits for an absent server: a worker may be started before it. Wrong passwords and levels are not waited for."""
+    backoff = Backoff("connecting")
+    while not stop.asked.is_set():
+        try:
+            await app.connect()
+        except NotConnected as e:
+            if app.settings.url:
+                await backoff.wait(e)
+                continue
+            raise
+        return
+
+
+async def _drain(pumps: list[Pump], stop: Stop) -> None:
+    draining = asyncio.ensure_future(asyncio.gather(*(p.drain(limits.stop_s) for p in pumps)))
+    now = asyncio.ensure_future(stop.now.wait())
+    await asyncio.wait([draining, now], return_when=asyncio.FIRST_COMPLETED)
+    if not draining.done():
+        log.warning("stopping now; handlers at work are cut off and their events handed back")
+        draining.cancel()
+        await asyncio.gather(draining, return_exceptions=True)
+        await asyncio.gather(*(p.drain(0.0) for p in pumps))
+    now.cancel()
+
+
+def main(app: Headrace, parent_pipe: int | None = None) -> int:
+    """Runs a worker in this process until SIGTERM or SIGINT; returns the exit code (0 stopped, 4 refused by the server).
+
+    Raises what `serve` raises.
+    """
+
+    async def run() -> BackendError | None:
+        stop = Stop()
+        with stopping(stop, parent_pipe):
+            return await serve(app, stop)
+
+    error = asyncio.run(run())
+    code = 0 if error is None else 4
+    if any(t.name.startswith("headrace-handler") and t.is_alive() for t in threading.enumerate()):
+        log.error("handlers in threads are still at work and cannot be stopped; ending the process around them")
+        sys.stderr.flush()
+        os._exit(code)  # the interpreter would wait for them for ever; everything of ours is committed or handed back
+    return code

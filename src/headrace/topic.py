@@ -1,0 +1,208 @@
+"""A typed topic: publish to it, subscribe to it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterable, Callable, Iterable, Mapping
+from datetime import datetime
+from typing import Any, Generic, Protocol, TypeVar
+
+from msgspec import Struct
+
+from headrace import limits
+from headrace.backends.contract import Backend, Record, Route
+from headrace.codec import Codec
+from headrace.errors import ConfigurationError, InvalidEvent
+from headrace.event import check_body, check_name, due_ms, header_pairs, id_bytes, key_bytes
+from headrace.handler import Handler, examine
+from headrace.retry import Retry
+
+T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Group(Struct, eq=False):
+    """One group on one topic: what a worker serves as a whole."""
+
+    topic: Topic[Any]
+    name: str
+    start: str
+    lanes: int
+    batch: int
+    handlers: list[Handler]
+
+
+class Owner(Protocol):
+    """What a topic needs of its app."""
+
+    def backend(self) -> Backend:
+        """The connected backend. Raises Closed outside `async with app`."""
+
+    groups: dict[tuple[str, str], Group]
+
+
+class Topic(Generic[T]):
+    """Made by `Headrace.topic`."""
+
+    def __init__(self, app: Owner, route: Route, event_type: type[T], key: str | Callable[[T], object] | None) -> None:
+        """Raises ConfigurationError if the name or type will not do."""
+        check_name("topic", route.topic)
+        self._app = app
+        self.route = route
+        self.event_type = event_type
+        self.codec = Codec(event_type)
+        self._key = key
+
+    @property
+    def name(self) -> str:
+        """The topic's name, which on Redis is the stream's key."""
+        return self.route.topic
+
+    def record(
+        self,
+        event: object,
+        *,
+        id: str | None = None,  # noqa: A002 - the field's word for it
+        key: str | int | None = None,
+        headers: Mapping[str, str] | None = None,
+        delay_s: float | None = None,
+        at: datetime | None = None,
+    ) -> Record:
+        """The event as it will travel. Raises InvalidEvent; nothing is written."""
+        type_name, body = self.codec.encode(event)
+        check_body(body)
+        if key is None and self._key is not None:
+            key = self._key_of(event)
+        delay_ms, at_ms = due_ms(delay_s, at) if delay_s is not None or at is not None else (0, 0)
+        return Record(
+            body,
+            type_name,
+            None if key is None else key_bytes(key),
+            None if id is None else id_bytes(id),
+            header_pairs(headers) if headers else (),
+            delay_ms,
+            at_ms,
+        )
+
+    def _key_of(self, event: Any) -> Any:
+        key = self._key
+        if callable(key):
+            value = key(event)
+        elif isinstance(event, dict):
+            value = event.get(key)
+        else:
+            value = getattr(event, key, None)  # type: ignore[arg-type]  # not callable, not None: a name
+        if value is None:
+            raise InvalidEvent(f"topic {self.name}: the key {key!r} of this event is None; every event of the topic needs one")
+        return value
+
+    async def publish(
+        self,
+        event: T,
+        *,
+        id: str | None = None,  # noqa: A002 - the field's word for it
+        key: str | int | None = None,
+        headers: Mapping[str, str] | None = None,
+        delay_s: float | None = None,
+        at: datetime | None = None,
+    ) -> None:
+        """Publishes one event and returns when it is durable at the app's level.
+
+        `id` drops repeats with the same id inside the topic's window (a day by default). `delay_s` or `at` (with a time zone) hold
+        it back. Concurrent calls share one call to the server. Raises InvalidEvent (nothing written), NotConnected (it may have been
+        written; publishing again may duplicate it unless it has an `id`), Overloaded, Refused, Closed.
+        """
+        record = self.record(event, id=id, key=key, headers=headers, delay_s=delay_s, at=at)
+        await self._app.backend().publish(self.route, (record,))
+
+    async def publish_many(self, events: Iterable[T] | AsyncIterable[T]) -> int:
+        """Publishes them all, in order, with bounded memory, and returns how many, all durable. Raises as `publish` does.
+
+        An event that cannot be sent raises InvalidEvent after those before it were published.
+        """
+        sender = _Sender(self._app.backend(), self.route)
+        count = 0
+        try:
+            if isinstance(events, AsyncIterable):
+                async for event in events:
+                    await sender.add(self.record(event))
+                    count += 1
+            else:
+                for event in events:
+                    record = self.record(event)
+                    if sender.add_nowait(record):
+                        await sender.send()
+                    count += 1
+        finally:
+            await sender.finish()
+        return count
+
+    def subscribe(
+        self,
+        group: str,
+        *,
+        retry: Retry | None = None,
+        timeout_s: float | None = limits.timeout_s,
+        start: str = "earliest",
+        lanes: int = limits.lanes,
+        batch: int = 100,
+    ) -> Callable[[F], F]:
+        """Declares the decorated function as handler of this topic in `group`.
+
+        `timeout_s`: the handler is cancelled and its event retried after this long; None: never. `start` (`earliest`, `latest`) counts
+        only when the group is created. `lanes`: handlers at work at once in one process. `batch`: events per call of a batch handler.
+        Several handlers of one group share its events by type. Raises ConfigurationError.
+        """
+        check_name("group", group)
+        _check("start", start in ("earliest", "latest"), "earliest or latest", start)
+        _check("lanes", 1 <= lanes <= 10_000, "1 to 10,000", lanes)  # noqa: PLR2004 - said in the message
+        _check("batch", 1 <= batch <= limits.read_records_max, f"1 to {limits.read_records_max}", batch)
+        _check("timeout_s", timeout_s is None or timeout_s > 0, "a positive number or None", timeout_s)
+
+        def declare(function: F) -> F:
+            handler = examine(function, self.event_type, retry or Retry(), timeout_s)
+            known = self._app.groups.setdefault((self.name, group), Group(self, group, start, lanes, batch, []))
+            taken = [t for h in known.handlers for t in h.types if t in handler.types]
+            if taken:
+                other = next(h.name for h in known.handlers if set(h.types) & set(handler.types))
+                raise ConfigurationError(
+                    f"{handler.name}: group {group} of topic {self.name} already has {other} for these events; use another group name, "
+                    "then both get every event"
+                )
+            if known.handlers and known.handlers[0].batched != handler.batched:
+                raise ConfigurationError(f"{handler.name}: the handlers of one group all take single events, or all take lists")
+            known.handlers.append(handler)
+            return function
+
+        return declare
+
+
+class _Sender:
+    """Keeps a bounded number of records under way."""
+
+    def __init__(self, backend: Backend, route: Route) -> None:
+        self._backend, self._route = backend, route
+        self._records: list[Record] = []
+        self._bytes = 0
+
+    def add_nowait(self, record: Record) -> bool:
+        """Takes a record; True: enough have gathered, call `send`."""
+        self._records.append(record)
+        self._bytes += len(record.body)
+        return len(self._records) >= limits.publish_many_records or self._bytes >= limits.publish_buffer_bytes_max // 2
+
+    async def add(self, record: Record) -> None:
+        if self.add_nowait(record):
+            await self.send()
+
+    async def send(self) -> None:
+        records, self._records, self._bytes = self._records, [], 0
+        await self._backend.publish(self._route, records)
+
+    async def finish(self) -> None:
+        if self._records:
+            await self.send()
+
+
+def _check(option: str, fine: bool, expected: str, got: object) -> None:  # noqa: FBT001 - the condition itself
+    if not fine:
+        raise ConfigurationError(f"{option}: expected {expected}, got {got!r}")
