@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
-from collections.abc import Callable
 
 from headrace import backends, limits, settings
 from headrace.backends.contract import Backend, Route
@@ -14,6 +15,7 @@ from headrace.topic import Group, Topic
 
 if TYPE_CHECKING:
     from headrace.embedded.server import EmbeddedServer
+    from headrace.testing.harness import Testing
 
 T = TypeVar("T")
 
@@ -25,9 +27,15 @@ class Headrace:
     `relaxed`, or HEADRACE_DURABILITY. Nothing is connected before `async with` or `headrace run`.
     """
 
-    def __init__(self, url: str | None = None, *, durability: str | None = None) -> None:
-        """Raises ConfigurationError for settings that cannot be meant."""
+    def __init__(self, url: str | None = None, *, durability: str | None = None, lease_s: float = limits.lease_s) -> None:
+        """Raises ConfigurationError for settings that cannot be meant.
+
+        `lease_s`: how long a worker may be silent before others take over what it holds.
+        """
+        if not limits.lease_s_min <= lease_s <= limits.lease_s_max:
+            raise ConfigurationError(f"lease_s: expected {limits.lease_s_min} to {limits.lease_s_max}, got {lease_s!r}")
         self.settings = settings.load(url, durability)
+        self.lease_s = lease_s
         self.topics: dict[str, Topic[Any]] = {}
         self.groups: dict[tuple[str, str], Group] = {}
         self._backend: Backend | None = None
@@ -83,9 +91,22 @@ class Headrace:
             self._release()
             raise
 
-    async def use(self, backend: Backend) -> None:
-        """Uses a backend that is already connected (tests, tools)."""
-        self._backend = backend
+    @contextlib.asynccontextmanager
+    async def testing(self) -> AsyncIterator[Testing]:
+        """The app on a memory backend with virtual time, its handlers served: `async with app.testing() as t`. See headrace.testing."""
+        from headrace.testing.harness import Testing  # noqa: PLC0415 - only tests pay for it
+
+        if self._backend is not None:
+            raise ConfigurationError("app.testing() is used instead of `async with app`, not inside it")
+        testing = Testing(self.groups.values(), self.lease_s)
+        self._backend = testing.backend
+        self._users += 1
+        try:
+            async with testing:
+                yield testing
+        finally:
+            self._users -= 1
+            self._backend = None
 
     async def aclose(self) -> None:
         """Disconnects; idempotent. What was not acknowledged fails with Closed at its publisher."""

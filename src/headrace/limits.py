@@ -53,6 +53,8 @@ read_bytes: Final = 4 << 20
 """What one read should bring at most, by the average size of the events seen so far."""
 block_s: Final = 5.0
 lease_s: Final = 15.0
+lease_s_min: Final = 0.5
+lease_s_max: Final = 3_600.0
 renewals_per_lease: Final = 3
 commit_wait_s: Final = 0.01
 """How long a settled event waits for slower neighbours of its batch before it is committed without them."""
@@ -77,6 +79,7 @@ publish_wait_s: Final = 60.0
 assert publish_records <= batch_records_max
 assert batch_records_max < unpack_values_max
 assert body_bytes_max <= batch_bytes_max <= publish_buffer_bytes_max
+assert lease_s_min <= lease_s <= lease_s_max
 assert lease_s / renewals_per_lease >= 1
 assert block_s < request_s
 assert deaths_alone < deaths_max

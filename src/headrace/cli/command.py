@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from typing import NamedTuple
+from functools import partial
+from typing import Final, NamedTuple
 
-from headrace import limits
 from headrace.errors import ConfigurationError
+from headrace.event import check_name
+
+topic_name: Final = partial(check_name, "topic")
+group_name: Final = partial(check_name, "group")
 
 
 class Command(NamedTuple):
@@ -20,7 +24,9 @@ class Command(NamedTuple):
 
 def add_server(parser: argparse.ArgumentParser) -> None:
     """Arguments of a command that talks to a server."""
-    parser.add_argument("--url", help="redis://, rediss://, unix://; default: HEADRACE_URL, REDIS_URL, else the embedded server")
+    parser.add_argument(
+        "--url", help="redis://, rediss://, unix://; default: HEADRACE_URL, REDIS_URL, else the embedded server"
+    )
     parser.add_argument("--durability", help="what must be true of the server: fsync (default), quorum or relaxed")
     add_json(parser)
 
@@ -32,19 +38,12 @@ def add_json(parser: argparse.ArgumentParser) -> None:
 
 def add_topic(parser: argparse.ArgumentParser, *, optional: bool = False) -> None:
     """The topic's name."""
-    parser.add_argument("topic", metavar="TOPIC", nargs="?" if optional else None, type=name)
+    parser.add_argument("topic", metavar="TOPIC", nargs="?" if optional else None, type=topic_name)
 
 
 def add_group(parser: argparse.ArgumentParser, *, optional: bool = False) -> None:
     """The group's name."""
-    parser.add_argument("group", metavar="GROUP", nargs="?" if optional else None, type=name)
-
-
-def name(text: str) -> str:
-    """A topic's or group's name, for the argument parser. Raises ConfigurationError."""
-    if limits.NAME.fullmatch(text) is None:
-        raise ConfigurationError(f"name: expected 1 to 128 of A-Z a-z 0-9 . _ -, got {text!r}")
-    return text
+    parser.add_argument("group", metavar="GROUP", nargs="?" if optional else None, type=group_name)
 
 
 def count(text: str) -> int:

@@ -90,7 +90,9 @@ async def _chosen(inspector: Inspector, args: argparse.Namespace) -> AsyncIterat
     for token in args.tokens:
         page = await inspector.dead(args.topic, args.group, moments.before(token), 1)
         if not page or page[0].token != token:
-            raise Refused(f"group {args.group} of {args.topic} has no dead letter {token}: it was replayed or dropped, or never was")
+            raise Refused(
+                f"group {args.group} of {args.topic} has no dead letter {token}: it was replayed or dropped, or never was"
+            )
         yield page
 
 

@@ -47,7 +47,8 @@ def _print(report: Report) -> None:
             output.line(f"  {f.name}: {f.fix}")
     output.line("")
     if report.violations:
-        output.line(f"NOT SAFE at level {report.level.value}: {output.plural(len(report.violations), 'violation')}; workers and publishers refuse to start.")
+        violations = output.plural(len(report.violations), "violation")
+        output.line(f"NOT SAFE at level {report.level.value}: {violations}; workers and publishers refuse to start.")
     else:
         output.line(f"Safe at level {report.level.value}. {report.loss_window}")
 

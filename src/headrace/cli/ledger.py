@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 
 from headrace.backends.contract import GroupInfo, Inspector
 from headrace.cli import output
@@ -18,7 +19,9 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     add_topic(parser, optional=True)
     add_group(parser, optional=True)
     add_server(parser)
-    parser.epilog = "It balances when published + replayed = handled + dead + dropped + pending + unread + delayed + retrying."
+    parser.epilog = (
+        "It balances when published + replayed = handled + dead + dropped + pending + unread + delayed + retrying."
+    )
 
 
 def _ledger(args: argparse.Namespace) -> int:
@@ -35,7 +38,7 @@ def _ledger(args: argparse.Namespace) -> int:
     return inspect(args, work)
 
 
-def _print(args: argparse.Namespace, groups: list[GroupInfo] | tuple[GroupInfo, ...]) -> None:
+def _print(args: argparse.Namespace, groups: Sequence[GroupInfo]) -> None:
     if args.json:
         output.json([output.fields(g, "missing") for g in groups])
         return

@@ -54,7 +54,10 @@ exit codes:
 _EXITS: Final = ((errors.NotConnected, NO_SERVER), (errors.BackendError, REFUSED), (errors.HeadraceError, USAGE))
 _HINTS: Final = (
     (errors.DurabilityError, "`headrace doctor` shows the whole check; `--durability relaxed` accepts the risk"),
-    (errors.NotConnected, "start the server or give another --url (HEADRACE_URL); with no URL at all, headrace brings its own server"),
+    (
+        errors.NotConnected,
+        "start the server or give another --url (HEADRACE_URL); with no URL at all, headrace brings its own server",
+    ),
 )
 _MOMENTS: Final = ("--from", "--to", "--at")
 
@@ -79,7 +82,9 @@ def build(called: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"headrace {VERSION}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for name, (module, purpose) in _COMMANDS.items():
-        sub = commands.add_parser(name, help=purpose, description=purpose[0].upper() + purpose[1:] + ".", allow_abbrev=False)
+        sub = commands.add_parser(
+            name, help=purpose, description=purpose[0].upper() + purpose[1:] + ".", allow_abbrev=False
+        )
         if name == called:
             command: Command = importlib.import_module(f"headrace.cli.{module}").COMMANDS[name]
             command.arguments(sub)
@@ -96,7 +101,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
     except KeyboardInterrupt:
         return INTERRUPTED
-    except BrokenPipeError:  # the reader of our output has seen enough (`| head`); the interpreter must not flush into it again
+    except (
+        BrokenPipeError
+    ):  # the reader of our output has seen enough (`| head`); the interpreter must not flush into it again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
     except errors.HeadraceError as e:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -35,6 +36,16 @@ def json_line(value: Any) -> None:
     """A value as one line of JSON, visible at once to whoever reads along."""
     line(msgspec.json.encode(value).decode())
     sys.stdout.flush()
+
+
+def deserted() -> bool:
+    """Whether nobody reads our output any more: a follower must notice even while it has nothing to print."""
+    poll = select.poll()
+    try:
+        poll.register(sys.stdout.fileno(), 0)
+    except OSError:  # not a file, as in tests
+        return False
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def fields(struct: msgspec.Struct, *properties: str) -> dict[str, Any]:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import sys
+import threading
 from collections import deque
+from concurrent import futures
+from datetime import UTC, datetime
 from typing import Final
 
 import msgspec
@@ -17,13 +21,13 @@ from headrace.cli.command import Command, add_server, add_topic
 from headrace.cli.exits import OK
 from headrace.cli.server import open_server
 from headrace.errors import ConfigurationError, InvalidEvent
+from headrace.event import due_ms, header_pairs, id_bytes, key_bytes
 from headrace.settings import Settings
 
 _CHUNK_BYTES: Final = 1 << 18
+_CHUNKS: Final = 4
 _BATCHES: Final = 8
 """Batches under way: enough to keep the connection busy, bounded whatever comes in."""
-_ATTRIBUTES: Final = frozenset({"source", "time", "subject", "datacontenttype", "dataschema", "traceparent", "tracestate"})
-_OWN: Final = frozenset({"id", "type", "key", "data", "attempt", "origin", "reason", "specversion"})
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,24 +38,30 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--type", default="", help="the event's type, for topics with several")
     parser.add_argument("--key", help="the ordering key")
     parser.add_argument("--id", help="a name of the event's own: repeats within a day are dropped")
-    parser.add_argument("--header", metavar="NAME=VALUE", action="append", default=[], help="a further attribute; may be given several times")
+    parser.add_argument(
+        "--header",
+        metavar="NAME=VALUE",
+        action="append",
+        default=[],
+        help="a further attribute; may be given several times",
+    )
     due = parser.add_mutually_exclusive_group()
-    due.add_argument("--delay", metavar="SECONDS", type=_delay_ms, default=0, help="handled this much later")
+    due.add_argument("--delay", metavar="SECONDS", type=_seconds, help="handled this much later")
     due.add_argument("--at", metavar="TIME", help="handled at this time: 2026-11-23T10:00:00+01:00")
     add_server(parser)
 
 
 def _publish(args: argparse.Namespace) -> int:
     """Everything about the event is checked before the server is asked."""
-    if args.lines and args.data not in (None, "-"):
+    if args.lines and args.data not in {None, "-"}:
         raise ConfigurationError("--lines reads stdin; leave DATA out")
     if args.lines and args.id is not None:
-        raise ConfigurationError("--id names one event, and --lines publishes many: all but the first would be dropped as repeats")
+        raise ConfigurationError("--id names one event, and --lines publishes many: all but the first would be repeats")
     if not args.lines and args.data is None:
         raise ConfigurationError("nothing to publish: give DATA, `-` to read it from stdin, or --lines")
     record = _template(args)
     if not args.lines:
-        body = sys.stdin.buffer.read(limits.body_bytes_max + 1) if args.data == "-" else args.data.encode(errors="surrogateescape")
+        body = _stdin_at_most(limits.body_bytes_max + 1) if args.data == "-" else os.fsencode(args.data)
         record = _with(record, body if args.raw else body.strip(), "data", raw=args.raw)
     with open_server(args) as settings:
         return asyncio.run(_session(settings, args, record))
@@ -59,57 +69,66 @@ def _publish(args: argparse.Namespace) -> int:
 
 def _template(args: argparse.Namespace) -> Record:
     """All of the record but its body. Raises InvalidEvent and ConfigurationError."""
-    for what, value, most in (("key", args.key, limits.key_bytes_max), ("id", args.id, limits.id_bytes_max), ("type", args.type, limits.header_bytes_max)):
-        if value is not None and len(value.encode(errors="surrogateescape")) > most:
-            raise InvalidEvent(f"{what}: at most {most:,} bytes, got {len(value.encode(errors='surrogateescape')):,}")
-    if args.id == "" or args.key == "":
-        raise InvalidEvent("id and key must not be empty: leave the option out")
-    if len(args.header) > limits.headers_max:
-        raise InvalidEvent(f"headers: at most {limits.headers_max}, got {len(args.header)}")
+    type_ = os.fsencode(args.type)
+    if len(type_) > limits.header_bytes_max:
+        raise InvalidEvent(f"type: expected at most {limits.header_bytes_max} bytes, got {len(type_)}")
+    at = None if args.at is None else datetime.fromtimestamp(moments.instant_ms(args.at) / 1_000, UTC)
+    delay_ms, at_ms = due_ms(args.delay, at)
     return Record(
         body=b"",
-        type=args.type.encode(errors="surrogateescape"),
-        key=None if args.key is None else args.key.encode(errors="surrogateescape"),
-        id=None if args.id is None else args.id.encode(errors="surrogateescape"),
-        headers=tuple(map(_header, args.header)),
-        delay_ms=args.delay,
-        at_ms=moments.instant_ms(args.at) if args.at else 0,
+        type=type_,
+        key=None if args.key is None else key_bytes(args.key),
+        id=None if args.id is None else id_bytes(args.id),
+        headers=header_pairs(dict(map(_header, args.header))),
+        delay_ms=delay_ms,
+        at_ms=at_ms,
     )
 
 
-def _header(text: str) -> tuple[bytes, bytes]:
-    """An attribute as it goes on the wire: those of CloudEvents by their name, others as `x-name`."""
+def _header(text: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
-    name = name.lower()
-    if not equals or limits.NAME.fullmatch(name) is None or name in _OWN:
-        raise InvalidEvent(f"header: expected NAME=VALUE with a name of a-z 0-9 . _ - that is not one of {', '.join(sorted(_OWN))}, got {text!r}")
-    body = value.encode(errors="surrogateescape")
-    if len(body) > limits.header_bytes_max:
-        raise InvalidEvent(f"header {name}: at most {limits.header_bytes_max:,} bytes, got {len(body):,}")
-    return (name if name in _ATTRIBUTES or name.startswith("x-") else f"x-{name}").encode(), body
+    if not equals:
+        raise InvalidEvent(f"header: expected NAME=VALUE, got {text!r}")
+    return name.lower(), value
 
 
-def _delay_ms(text: str) -> int:
-    """Seconds to milliseconds, for the argument parser. Raises InvalidEvent."""
+def _seconds(text: str) -> float:
+    """For the argument parser. Raises InvalidEvent."""
     try:
-        seconds = float(text)
+        return float(text)
     except ValueError:
-        seconds = -1.0
-    if not 0 <= seconds <= limits.delay_s_max:
-        raise InvalidEvent(f"delay: expected 0 to {limits.delay_s_max:,} seconds, got {text!r}")
-    return round(seconds * 1_000)
+        raise InvalidEvent(f"delay: expected seconds, got {text!r}") from None
 
 
 def _with(record: Record, body: bytes, what: str, *, raw: bool) -> Record:
     """The record with this body. Raises InvalidEvent, naming the place (`what`)."""
     if len(body) > limits.body_bytes_max:
-        raise InvalidEvent(f"{what}: an event holds at most {limits.body_bytes_max:,} bytes; store the rest elsewhere and publish its address")
+        most = f"{limits.body_bytes_max:,} bytes"
+        raise InvalidEvent(f"{what}: an event holds at most {most}; store the rest elsewhere and publish its name")
     if not raw:
         try:
             msgspec.json.decode(body)
-        except msgspec.DecodeError as e:
+        except (msgspec.DecodeError, UnicodeDecodeError) as e:
             raise InvalidEvent(f"{what}: not JSON ({e}); text needs its quotes, --raw publishes it as it is") from None
     return msgspec.structs.replace(record, body=body)
+
+
+def _stdin() -> int:
+    """The descriptor of stdin. It is read directly: a thread that waits inside Python's own buffer could not be left at the end."""
+    if sys.stdin is None:
+        raise ConfigurationError("stdin is closed")
+    return sys.stdin.fileno()
+
+
+def _stdin_at_most(size: int) -> bytes:
+    """Stdin up to its end, or its first `size` bytes. Raises ConfigurationError if it cannot be read."""
+    body = b""
+    try:
+        while len(body) < size and (chunk := os.read(_stdin(), size - len(body))):
+            body += chunk
+    except OSError as e:
+        raise ConfigurationError(f"stdin cannot be read: {e.strerror}") from None
+    return body
 
 
 async def _session(settings: Settings, args: argparse.Namespace, record: Record) -> int:
@@ -137,35 +156,61 @@ class _Lines:
         self._backend = backend
         self._args = args
         self._template = template
+        self._chunks: asyncio.Queue[bytes | OSError] = asyncio.Queue(_CHUNKS)
         self._flying: deque[tuple[int, asyncio.Task[None]]] = deque()
         self._done = 0
         self._progress = output.Progress("published")
 
     async def publish(self) -> int:
-        """Returns how many were published; when it fails, says first how many were. Raises InvalidEvent, naming the line."""
+        """Returns how many were published; if it fails, says first how many were. Raises InvalidEvent, naming the line."""
+        loop = asyncio.get_running_loop()
+        threading.Thread(target=self._feed, args=(loop, _stdin()), name="stdin", daemon=True).start()
         try:
             try:
                 await self._read()
             finally:
                 while self._flying:
                     await self._land()
-        except BaseException as e:
+        except BaseException:
             self._progress.end()
-            output.note(f"headrace: {output.plural(self._done, 'event')} published to {self._args.topic} before it ended")
+            output.note(
+                f"headrace: {output.plural(self._done, 'event')} published to {self._args.topic} before it ended"
+            )
             for _, task in self._flying:
                 task.cancel()
-            raise e from None
+            raise
         self._progress.end()
         return self._done
 
+    def _feed(self, loop: asyncio.AbstractEventLoop, stdin: int) -> None:
+        """Reads ahead in a thread of its own, which may wait for ever while the command ends."""
+        chunk: bytes | OSError = b" "
+        while chunk and isinstance(chunk, bytes):
+            try:
+                chunk = os.read(stdin, _CHUNK_BYTES)
+            except OSError as e:
+                chunk = e
+            putting = self._chunks.put(chunk)
+            try:
+                asyncio.run_coroutine_threadsafe(putting, loop).result()
+            except (RuntimeError, futures.CancelledError):  # the command has ended
+                putting.close()
+                return
+
     async def _read(self) -> None:
-        number, rest = 0, b""
-        while chunk := await asyncio.to_thread(sys.stdin.buffer.read1, _CHUNK_BYTES):  # type: ignore[attr-defined]  # stdin is buffered
-            *lines, rest = (rest + chunk).split(b"\n")
-            number = await self._send(lines, number)
-            if len(rest) > limits.body_bytes_max:
-                _with(self._template, rest, f"line {number + 1}", raw=True)  # says that it is too long
-        await self._send([rest], number)
+        number, parts, held = 0, [b""], 0
+        while chunk := await self._chunks.get():
+            if isinstance(chunk, OSError):
+                raise ConfigurationError(f"stdin cannot be read: {chunk.strerror}")
+            first, *lines = chunk.split(b"\n")
+            parts.append(first)
+            held += len(first)
+            if lines:
+                number = await self._send([b"".join(parts), *lines[:-1]], number)
+                parts, held = [lines[-1]], len(lines[-1])
+            if held > limits.body_bytes_max:
+                _with(self._template, b"".join(parts), f"line {number + 1}", raw=True)  # says that it is too long
+        await self._send([b"".join(parts)], number)
 
     async def _send(self, lines: list[bytes], number: int) -> int:
         """Sends lines; empty ones are passed over. Returns the number of the last."""

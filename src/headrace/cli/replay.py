@@ -43,7 +43,9 @@ def _replay(args: argparse.Namespace) -> int:
         if args.json:
             output.json({"topic": args.topic, "group": args.group, "first": first, "last": last, "replayed": copied})
         else:
-            output.line(f"replayed {output.plural(copied, 'event')} of {args.topic} to group {args.group} in {output.duration(seconds)}")
+            output.line(
+                f"replayed {output.plural(copied, 'event')} of {args.topic} to group {args.group} in {output.duration(seconds)}"
+            )
         return OK
 
     return inspect(args, work)

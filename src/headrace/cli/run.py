@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import logging
 import os
 import sys
 import traceback
@@ -18,11 +19,20 @@ _EXAMPLE = "`headrace run shop:app` for an app = Headrace() in shop.py"
 
 
 def _run_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("target", metavar="TARGET", help="module:attribute of the app; the current directory is on the path")
-    parser.add_argument("--workers", metavar="N", type=count, default=1, help="processes; one that dies is replaced (1: this process)")
-    parser.add_argument("--lanes", metavar="N", type=count, help="handlers of a subscription that run at once, per process")
+    parser.add_argument(
+        "target", metavar="TARGET", help="module:attribute of the app; the current directory is on the path"
+    )
+    parser.add_argument(
+        "--workers", metavar="N", type=count, default=1, help="processes; one that dies is replaced (1: this process)"
+    )
+    parser.add_argument(
+        "--lanes", metavar="N", type=count, help="handlers of a subscription that run at once, per process"
+    )
+    parser.add_argument("--parent-pipe", type=int, help=argparse.SUPPRESS)  # for the supervisor's own use
     parser.add_argument("--url", help="the server, for an app that does not name one itself")
-    parser.add_argument("--durability", help="the level, for an app that does not name one itself: fsync, quorum or relaxed")
+    parser.add_argument(
+        "--durability", help="the level, for an app that does not name one itself: fsync, quorum or relaxed"
+    )
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -32,14 +42,30 @@ def _run(args: argparse.Namespace) -> int:
     if args.durability is not None:
         os.environ["HEADRACE_DURABILITY"] = args.durability
     app = load_app(args.target)
-    for what, wanted, has in (("url", args.url, app.settings.url), ("durability", args.durability, app.settings.durability.value)):
+    for what, wanted, has in (
+        ("url", args.url, app.settings.url),
+        ("durability", args.durability, app.settings.durability.value),
+    ):
         if wanted is not None and wanted != has:
-            raise ConfigurationError(f"{args.target} names its own {what}: leave out --{what}, or take it out of Headrace(...)")
-    if not app.subscriptions:
-        raise ConfigurationError(f"{args.target} has no subscriptions: decorate a handler with @topic.subscribe('group')")
+            raise ConfigurationError(
+                f"{args.target} names its own {what}: leave out --{what}, or take it out of Headrace(...)"
+            )
+    if not app.groups:
+        raise ConfigurationError(
+            f"{args.target} has no subscriptions: decorate a handler with @topic.subscribe('group')"
+        )
     if args.workers > 1:
-        return supervisor.supervise(args.target, args.workers, [] if args.lanes is None else ["--lanes", str(args.lanes)])
-    return worker.main(app)
+        return supervisor.supervise(
+            args.target, args.workers, [] if args.lanes is None else ["--lanes", str(args.lanes)]
+        )
+    for group in app.groups.values():
+        group.lanes = args.lanes or group.lanes
+    logging.basicConfig(
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
+    )  # unless the app has its own
+    if logging.getLogger("headrace").level == logging.NOTSET:
+        logging.getLogger("headrace").setLevel(logging.INFO)
+    return worker.main(app, args.parent_pipe)
 
 
 def load_app(target: str) -> Headrace:
@@ -56,7 +82,9 @@ def load_app(target: str) -> Headrace:
             raise ConfigurationError(f"target: module {module_name} has no {path!r}{_candidates(found)}")
         found = getattr(found, name)
     if not isinstance(found, Headrace):
-        raise ConfigurationError(f"target: {target} is a {type(found).__name__}, expected a Headrace app{_candidates(sys.modules[module_name])}")
+        raise ConfigurationError(
+            f"target: {target} is a {type(found).__name__}, expected a Headrace app{_candidates(sys.modules[module_name])}"
+        )
     return found
 
 
@@ -65,7 +93,9 @@ def _import(name: str) -> object:
         return importlib.import_module(name)
     except ModuleNotFoundError as e:
         if e.name is not None and (name == e.name or name.startswith(f"{e.name}.")):
-            raise ConfigurationError(f"target: no module {name!r} in {Path.cwd()} or among the installed packages; {_EXAMPLE}") from None
+            raise ConfigurationError(
+                f"target: no module {name!r} in {Path.cwd()} or among the installed packages; {_EXAMPLE}"
+            ) from None
         _show_from(e, name)
         raise ConfigurationError(f"target: module {name} cannot be imported: {e}") from None
     except ConfigurationError:

@@ -7,12 +7,10 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 
-import msgspec
-
 from headrace import backends
 from headrace.backends.contract import Inspector
 from headrace.embedded import server
-from headrace.settings import Settings, load
+from headrace.settings import Settings, at, load
 
 
 @contextmanager
@@ -24,7 +22,7 @@ def open_server(args: argparse.Namespace) -> Iterator[Settings]:
         return
     embedded = server.start()
     try:
-        yield msgspec.structs.replace(settings, url=embedded.url)
+        yield at(settings, embedded.url)
     finally:
         embedded.close()
 

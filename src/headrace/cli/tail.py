@@ -12,7 +12,7 @@ from typing import Final
 from headrace import limits
 from headrace.backends.contract import Inspector, Letter
 from headrace.cli import letters, moments, output
-from headrace.cli.command import Command, add_server, add_topic, count, name
+from headrace.cli.command import Command, add_server, add_topic, count, group_name
 from headrace.cli.exits import OK
 from headrace.cli.server import inspect
 from headrace.errors import ConfigurationError, NotConnected
@@ -25,8 +25,13 @@ _OUTAGE_S: Final = 1.0
 def _arguments(parser: argparse.ArgumentParser) -> None:
     add_topic(parser)
     parser.add_argument("--dead", action="store_true", help="dead letters of --group instead of the topic's events")
-    parser.add_argument("--group", metavar="GROUP", type=name, help="the group whose dead letters are meant")
-    parser.add_argument("--from", metavar="MOMENT", dest="first", help="- (the first event), 2026-11-23T10:00:00+01:00, -2h, or a stream id")
+    parser.add_argument("--group", metavar="GROUP", type=group_name, help="the group whose dead letters are meant")
+    parser.add_argument(
+        "--from",
+        metavar="MOMENT",
+        dest="first",
+        help="- (the first event), 2026-11-23T10:00:00+01:00, -2h, or a stream id",
+    )
     parser.add_argument("--count", metavar="N", type=count, help="the last N (10); with --from, the first N from there")
     parser.add_argument("--follow", "-f", action="store_true", help="go on with new ones until interrupted")
     add_server(parser)
@@ -78,8 +83,7 @@ class _Tail:
         """The last `wanted` letters. A topic is read forwards, so the window before its end widens until it holds enough."""
         after = "-"
         if not self._args.dead and (end := await self._inspector.read(self._args.topic, "$", 1)):
-            last_ms = window_ms = moments.token_ms(end[0].token)
-            window_ms = 1
+            last_ms, window_ms = moments.token_ms(end[0].token), 1
             while window_ms < last_ms:
                 start = moments.before(f"{last_ms - window_ms}-0")
                 if len(await self._read(start, wanted)) >= wanted:
@@ -92,7 +96,7 @@ class _Tail:
         return last
 
     async def _new(self) -> AsyncIterator[Sequence[Letter]]:
-        """Pages as they come, for ever. Survives a server that goes away for a while."""
+        """Pages as they come, until nobody reads our output any more. Survives a server that goes away for a while."""
         out = False
         while True:
             try:
@@ -108,6 +112,8 @@ class _Tail:
                 out = False
             if page:
                 yield page
+            elif output.deserted():
+                return
             else:
                 await asyncio.sleep(_POLL_S)
 
@@ -126,7 +132,8 @@ class _Tail:
         time, *words, data = letters.row(letter)
         self._widths = [max(w, len(word)) for w, word in zip(self._widths, words, strict=True)]
         laid = (word.ljust(w) for w, word in zip(self._widths, words, strict=True))
-        output.line("  ".join((time, *laid, letter.reason and f"[{output.printable(letter.reason)}]", data)) if letter.reason else "  ".join((time, *laid, data)))
+        reason = (f"[{output.printable(letter.reason)}]",) if letter.reason else ()
+        output.line("  ".join((time, *laid, *reason, data)))
 
 
 COMMANDS = {"tail": Command(_arguments, _tail)}

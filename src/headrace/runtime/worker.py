@@ -10,20 +10,48 @@ import secrets
 import socket
 import sys
 import threading
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
 
 from headrace import limits
-from headrace.app import Headrace
-from headrace.backends.contract import Backend, Subscription
-from headrace.errors import BackendError, ConfigurationError, NotConnected, Overloaded
+from headrace.backends.contract import Backend, Feed, Subscription
 from headrace.backoff import Backoff
+from headrace.errors import BackendError, ConfigurationError, NotConnected, Overloaded
 from headrace.observe import LogObserver, Observer
 from headrace.runtime.execute import Executor
 from headrace.runtime.pump import Pump
 from headrace.runtime.signals import Stop, stopping
+from headrace.settings import Settings
 from headrace.topic import Group
 
 log = logging.getLogger("headrace")
+_THREADS = "headrace-handler"
+
+
+class App(Protocol):
+    """What a worker needs of an app."""
+
+    @property
+    def groups(self) -> Mapping[tuple[str, str], Group]:
+        """What it subscribes."""
+
+    @property
+    def settings(self) -> Settings:
+        """Where its server is."""
+
+    @property
+    def lease_s(self) -> float:
+        """How long its workers may be silent."""
+
+    async def connect(self) -> None:
+        """Connects."""
+
+    def backend(self) -> Backend:
+        """The connected backend."""
+
+    async def aclose(self) -> None:
+        """Disconnects."""
 
 
 def worker_name() -> str:
@@ -32,56 +60,63 @@ def worker_name() -> str:
     return f"{host}-{os.getpid()}-{secrets.token_hex(4)}"
 
 
-async def serve(app: Headrace, stop: Stop, observer: Observer | None = None) -> BackendError | None:
+async def serve(app: App, stop: Stop, observer: Observer | None = None) -> BackendError | None:
     """Serves every subscription of the app until `stop` is asked; returns why it ended by itself, or None.
 
-    Raises ConfigurationError if the app subscribes nothing; what `Headrace.connect` raises, except that an absent server is waited for.
+    Raises ConfigurationError if the app subscribes nothing, DurabilityError, Refused. An absent server is waited for.
     """
     if not app.groups:
         raise ConfigurationError("the app has no subscriptions: decorate a function with @topic.subscribe(group)")
     await _connect(app, stop)
     if stop.asked.is_set():
         return None
-    async with app:
-        most = max(g.lanes for g in app.groups.values())
-        threads = ThreadPoolExecutor(min(most, 256), "headrace-handler")
-        pumps = await start(app, app.backend(), threads, observer or LogObserver())
-        running = [asyncio.ensure_future(p.run()) for p in pumps]
-        asked = asyncio.ensure_future(stop.asked.wait())
-        gc.freeze()  # what is loaded by now lives as long as the process; the collector need not look at it again
-        await asyncio.wait([asked, *running], return_when=asyncio.FIRST_COMPLETED)
-        asked.cancel()
-        await _drain(pumps, stop)
-        await asyncio.gather(*running, return_exceptions=True)
+    threads = ThreadPoolExecutor(min(max(g.lanes for g in app.groups.values()), 256), _THREADS)
+    try:
+        pumps = await start(app.groups.values(), app.backend(), threads, observer or LogObserver(), app.lease_s)
+        return await _run(pumps, stop)
+    finally:
+        await app.aclose()
         threads.shutdown(wait=False, cancel_futures=True)
-        for task in running:
-            if not task.cancelled() and (bug := task.exception()) is not None:
-                raise bug
-        return next((p.error for p in pumps if p.error is not None), None)
 
 
-async def start(app: Headrace, backend: Backend, threads: ThreadPoolExecutor, observer: Observer) -> list[Pump]:
-    """A pump, joined to its group, for each group of the app. Raises NotConnected, Refused."""
+async def _run(pumps: Sequence[Pump], stop: Stop) -> BackendError | None:
+    running = [asyncio.ensure_future(p.run()) for p in pumps]
+    asked = asyncio.ensure_future(stop.asked.wait())
+    gc.freeze()  # what is loaded by now lives as long as the process; the collector need not look at it again
+    await asyncio.wait([asked, *running], return_when=asyncio.FIRST_COMPLETED)
+    asked.cancel()
+    await _drain(pumps, stop)
+    ended = await asyncio.gather(*running, return_exceptions=True)
+    for bug in ended:
+        if isinstance(bug, Exception):
+            raise bug
+    return next((p.error for p in pumps if p.error is not None), None)
+
+
+async def start(
+    groups: Iterable[Group], backend: Backend, threads: ThreadPoolExecutor, observer: Observer, lease_s: float
+) -> list[Pump]:
+    """A pump, joined to its group, for each group. An absent or full server is waited for. Raises Refused."""
     name = worker_name()
     pumps = []
-    for group in app.groups.values():
-        feed = await _join(backend, group, name)
+    for group in groups:
+        feed = await _join(backend, group, name, lease_s)
         executor = Executor(group, backend.features.effects, threads, observer)
         pumps.append(Pump(feed, executor, group.lanes, observer))
         log.info("serving group %s of topic %s as %s", group.name, group.topic.name, name)
     return pumps
 
 
-async def _join(backend: Backend, group: Group, name: str):  # type: ignore[no-untyped-def]  # noqa: ANN202
+async def _join(backend: Backend, group: Group, name: str, lease_s: float) -> Feed:
     backoff = Backoff(f"joining group {group.name} of topic {group.topic.name}")
     while True:
         try:
-            return await backend.subscribe(Subscription(group.topic.route, group.name, name, group.start))
+            return await backend.subscribe(Subscription(group.topic.route, group.name, name, group.start, lease_s))
         except (NotConnected, Overloaded) as e:
             await backoff.wait(e)
 
 
-async def _connect(app: Headrace, stop: Stop) -> None:
+async def _connect(app: App, stop: Stop) -> None:
     """Waits for an absent server: a worker may be started before it. Wrong passwords and levels are not waited for."""
     backoff = Backoff("connecting")
     while not stop.asked.is_set():
@@ -95,7 +130,7 @@ async def _connect(app: Headrace, stop: Stop) -> None:
         return
 
 
-async def _drain(pumps: list[Pump], stop: Stop) -> None:
+async def _drain(pumps: Sequence[Pump], stop: Stop) -> None:
     draining = asyncio.ensure_future(asyncio.gather(*(p.drain(limits.stop_s) for p in pumps)))
     now = asyncio.ensure_future(stop.now.wait())
     await asyncio.wait([draining, now], return_when=asyncio.FIRST_COMPLETED)
@@ -107,7 +142,7 @@ async def _drain(pumps: list[Pump], stop: Stop) -> None:
     now.cancel()
 
 
-def main(app: Headrace, parent_pipe: int | None = None) -> int:
+def main(app: App, parent_pipe: int | None = None) -> int:
     """Runs a worker in this process until SIGTERM or SIGINT; returns the exit code (0 stopped, 4 refused by the server).
 
     Raises what `serve` raises.
@@ -120,7 +155,7 @@ def main(app: Headrace, parent_pipe: int | None = None) -> int:
 
     error = asyncio.run(run())
     code = 0 if error is None else 4
-    if any(t.name.startswith("headrace-handler") and t.is_alive() for t in threading.enumerate()):
+    if any(t.name.startswith(_THREADS) and t.is_alive() for t in threading.enumerate()):
         log.error("handlers in threads are still at work and cannot be stopped; ending the process around them")
         sys.stderr.flush()
         os._exit(code)  # the interpreter would wait for them for ever; everything of ours is committed or handed back
