@@ -1,6 +1,6 @@
 """Runs every stage in a process of its own on fresh servers, alternating, and prints a Markdown table of medians.
 
-    python -m bench [--quick] [--write]        about 6 minutes; --quick about 1; --write puts it into docs/reference/performance.md
+python -m bench [--quick] [--write]        about 6 minutes; --quick about 1; --write puts it into docs/reference/performance.md
 """
 
 from __future__ import annotations
@@ -27,7 +27,13 @@ def stage(name: str, count: int, server: Server) -> dict[str, float]:
     """One measured process; its figures, and the server's CPU per event. Raises CalledProcessError if it fails."""
     before = server.cpu_s()
     environment = {**os.environ, "HEADRACE_URL": server.url}
-    out = subprocess.run([sys.executable, "-m", "bench.work", name, str(count)], env=environment, check=True, capture_output=True, text=True)
+    out = subprocess.run(
+        [sys.executable, "-m", "bench.work", name, str(count)],
+        env=environment,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
     figures: dict[str, float] = json.loads(out.stdout.splitlines()[-1])
     if figures.get("twice") or figures.get("left"):
         raise SystemExit(f"{name}: not exact: {figures}")
@@ -91,7 +97,12 @@ def row(label: str, figures: list[dict[str, float]], rate: str = "rate") -> str:
 def table(kind: str, version: str, fsync: str, rounds: list[dict[str, dict[str, float]]]) -> str:
     """One server at one level."""
     by = {name: [r[name] for r in rounds] for name in rounds[0]}
-    lines = [f"## {version}, `appendfsync {fsync}` ({FSYNC[fsync]})", "", "| | events/s | spread | client µs | server µs |", "|---|---:|---:|---:|---:|"]
+    lines = [
+        f"## {version}, `appendfsync {fsync}` ({FSYNC[fsync]})",
+        "",
+        "| | events/s | spread | client µs | server µs |",
+        "|---|---:|---:|---:|---:|",
+    ]
     lines += [
         row("publish: packed commands, no semantics", by["wire"], "publish_rate"),
         row("publish: redis-py pipeline, no semantics", by["redis_py"], "publish_rate"),
@@ -104,7 +115,13 @@ def table(kind: str, version: str, fsync: str, rounds: list[dict[str, dict[str, 
         row("**… with an event published in the same commit**", by["consume_output"]),
     ]
     p50, p99 = (statistics.median(f[k] for f in by["latency"]) for k in ("p50_ms", "p99_ms"))
-    return "\n".join([*lines, "", f"Latency at 200 events/s, `publish()` called to handler entered: p50 {p50:.2f} ms, p99 {p99:.2f} ms."])
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"Latency at 200 events/s, `publish()` called to handler entered: p50 {p50:.2f} ms, p99 {p99:.2f} ms.",
+        ]
+    )
 
 
 def main() -> None:
@@ -114,8 +131,11 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help=f"write {PAGE.name}")
     args = parser.parse_args()
     count, repeat = (50_000, 1) if args.quick else (200_000, 3)
-    modes = [("valkey", "always")] if args.quick else [("valkey", "always"), ("valkey", "everysec"), ("redis", "always")]
-    pieces, missing = [], []
+    modes = (
+        [("valkey", "always")] if args.quick else [("valkey", "always"), ("valkey", "everysec"), ("redis", "always")]
+    )
+    pieces: list[str] = []
+    missing: list[str] = []
     for kind, fsync in modes:
         try:
             with Server(kind, fsync) as server:
@@ -125,7 +145,9 @@ def main() -> None:
             missing.append(f"NOT RUN: {kind}-server is not installed")
             continue
         if quiet is not None:
-            pieces.append(f"Idle worker: {quiet:.1f} commands/s, those inside scripts included. `headrace --version`: {start_ms():.0f} ms.")
+            pieces.append(
+                f"Idle worker: {quiet:.1f} commands/s, those inside scripts included. `headrace --version`: {start_ms():.0f} ms."
+            )
         rounds = []
         for i in range(repeat):
             say(f"{version}, {fsync}: round {i + 1} of {repeat}")
@@ -139,7 +161,10 @@ def main() -> None:
     report = "\n\n".join([head, *pieces, *missing])
     print(report)
     if args.write:
-        PAGE.write_text(f"# Performance\n\nMeasured by `make bench`; this page is what it wrote last.\n{READING}\n\n{report}\n", encoding="utf-8")
+        PAGE.write_text(
+            f"# Performance\n\nMeasured by `make bench`; this page is what it wrote last.\n{READING}\n\n{report}\n",
+            encoding="utf-8",
+        )
 
 
 READING = """Read ratios rather than absolute rates: machines differ, and shared ones drift.

@@ -59,7 +59,9 @@ class Server:
         """It is running."""
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         """Ends it and deletes its data."""
         self.client.close()
         self._process.kill()

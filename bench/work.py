@@ -8,12 +8,14 @@ import os
 import sys
 import time
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import hiredis
 import msgspec
 import redis.asyncio
 
 from headrace import Context, Headrace
+from headrace.backends.redis.connection import pack
 from headrace.runtime.signals import Stop
 from headrace.runtime.worker import serve
 
@@ -63,7 +65,12 @@ class Seen:
 
     def result(self) -> dict[str, float]:
         """Rate, CPU and exactness."""
-        return {"rate": self.count / (self.ended - self.began), "cpu_us": self.cpu / self.count * 1e6, "twice": self.twice, "left": self.left}
+        return {
+            "rate": self.count / (self.ended - self.began),
+            "cpu_us": self.cpu / self.count * 1e6,
+            "twice": self.twice,
+            "left": self.left,
+        }
 
 
 async def publish_many(count: int) -> dict[str, float]:
@@ -152,7 +159,12 @@ async def latency(count: int) -> dict[str, float]:
     await asyncio.gather(*tasks)
     await server
     delays.sort()
-    return {"p50_ms": delays[len(delays) // 2] * 1e3, "p99_ms": delays[int(len(delays) * 0.99)] * 1e3, "twice": seen.twice, "left": seen.left}
+    return {
+        "p50_ms": delays[len(delays) // 2] * 1e3,
+        "p99_ms": delays[int(len(delays) * 0.99)] * 1e3,
+        "twice": seen.twice,
+        "left": seen.left,
+    }
 
 
 async def idle(seconds: int) -> dict[str, float]:
@@ -189,7 +201,8 @@ async def redis_py(count: int) -> dict[str, float]:
     await client.xgroup_create("orders", "bench", "0")
     seen = Seen(count)
     while seen.left:
-        entries = (await client.xreadgroup("bench", "w", {"orders": ">"}, count=1000))[0][1]
+        reply: Any = await client.xreadgroup("bench", "w", {"orders": ">"}, count=1000)
+        entries = reply[0][1]
         for _, fields in entries:
             seen.tick(decode(fields[b"data"]).order_id)
         await client.xack("orders", "bench", *[e[0] for e in entries])
@@ -200,7 +213,7 @@ async def redis_py(count: int) -> dict[str, float]:
 async def wire(count: int) -> dict[str, float]:
     """What the server can do: packed commands, no semantics, no decode, no handler."""
     reader, writer = await asyncio.open_unix_connection(os.environ["HEADRACE_URL"].removeprefix("unix://"))
-    parser, pack = hiredis.Reader(), hiredis.pack_command
+    parser = hiredis.Reader()
 
     async def replies(n: int) -> list[object]:
         out: list[object] = []
@@ -233,7 +246,8 @@ async def wire(count: int) -> dict[str, float]:
 
 
 STAGES: dict[str, Callable[[int], Awaitable[dict[str, float]]]] = {
-    f.__name__: f for f in (publish_many, publish_each, consume, consume_effect, consume_output, latency, idle, redis_py, wire)
+    f.__name__: f
+    for f in (publish_many, publish_each, consume, consume_effect, consume_output, latency, idle, redis_py, wire)
 }
 
 if __name__ == "__main__":

@@ -27,7 +27,9 @@ class Headrace:
     `relaxed`, or HEADRACE_DURABILITY. Nothing is connected before `async with` or `headrace run`.
     """
 
-    def __init__(self, url: str | None = None, *, durability: str | None = None, lease_s: float = limits.lease_s) -> None:
+    def __init__(
+        self, url: str | None = None, *, durability: str | None = None, lease_s: float = limits.lease_s
+    ) -> None:
         """Raises ConfigurationError for settings that cannot be meant.
 
         `lease_s`: how long a worker may be silent before others take over what it holds.
@@ -127,7 +129,9 @@ class Headrace:
         self._users += 1
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         """Disconnects when the outermost block ends."""
         self._users -= 1
         if not self._users:

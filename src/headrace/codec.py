@@ -36,7 +36,9 @@ def _format(cls: Any) -> _Format:
     if cls is bytes:
         return _Format(cls, b"", bytes, bytes, lambda e: isinstance(e, bytes))
     if hasattr(cls, "model_validate_json") and hasattr(cls, "model_dump_json"):
-        return _Format(cls, name, lambda e: e.model_dump_json().encode(), cls.model_validate_json, lambda e: isinstance(e, cls))
+        return _Format(
+            cls, name, lambda e: e.model_dump_json().encode(), cls.model_validate_json, lambda e: isinstance(e, cls)
+        )
     try:
         decode = msgspec.json.Decoder(cls).decode
     except TypeError as e:
@@ -73,8 +75,11 @@ class Codec:
         self._only = self._formats[0] if len(self._formats) == 1 else None
         self._decode_only = self._only.decode if self._only else None
         self.types = tuple(f.cls for f in self._formats)
-        if not self._only and (len(self._by_name) < len(self._formats) or any(not isinstance(f.cls, type) or typing.is_typeddict(f.cls) for f in self._formats)):
-            raise ConfigurationError(f"topic type {event_type}: the members of a union must be classes with different names, to be told apart")
+        nameless = any(not isinstance(f.cls, type) or typing.is_typeddict(f.cls) for f in self._formats)
+        if not self._only and (nameless or len(self._by_name) < len(self._formats)):
+            raise ConfigurationError(
+                f"topic type {event_type}: the members of a union must be classes with different names, to be told apart"
+            )
 
     def encode(self, event: Any) -> tuple[bytes, bytes]:
         """(type name, body). Raises InvalidEvent for an event of another type."""

@@ -27,13 +27,13 @@ class Surroundings(Protocol):
 class Context:
     """One delivery, as its handler sees it. What it records leaves with the ack, or not at all."""
 
-    __slots__ = ("_deadline", "_surroundings", "delivery", "effects", "failure", "outputs")
+    __slots__ = ("_started", "_surroundings", "delivery", "effects", "failure", "outputs")
 
-    def __init__(self, delivery: Delivery, surroundings: Surroundings) -> None:
+    def __init__(self, delivery: Delivery, surroundings: Surroundings, started: float) -> None:
         """Made by the runtime."""
         self.delivery = delivery
         self._surroundings = surroundings
-        self._deadline: float | None = None
+        self._started = started
         self.outputs: list[tuple[Route, Record]] | None = None
         self.effects: list[Effect] | None = None
         self.failure: BaseException | None = None
@@ -99,8 +99,9 @@ class Context:
 
     @property
     def deadline(self) -> float | None:
-        """When the handler is cancelled, on the event loop's clock (`asyncio.timeout_at`); None: never."""
-        return self._deadline
+        """When the handler is cancelled, in `time.monotonic()` seconds, which is the event loop's clock; None: never."""
+        timeout_s = self._surroundings.timeout_s
+        return None if timeout_s is None else self._started + timeout_s
 
     @property
     def log(self) -> logging.LoggerAdapter[logging.Logger]:
@@ -129,10 +130,6 @@ class Context:
     def reject(self, reason: str) -> None:
         """For batch handlers: this one can never be handled; straight to the dead letters."""
         self.failure = Reject(reason)
-
-    def set_deadline(self, deadline: float | None) -> None:
-        """Made known by the runtime when the handler starts."""
-        self._deadline = deadline
 
 
 _OWN = frozenset({"id", "type", "data", "key", "attempt", "origin", "reason"})

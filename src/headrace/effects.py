@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
@@ -29,7 +30,7 @@ def _whole(value: int) -> bytes:
 
 
 def _number(value: float) -> bytes:
-    if isinstance(value, bool) or not isinstance(value, int | float) or value != value or value in (float("inf"), float("-inf")):  # noqa: PLR0124 - NaN
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise InvalidEvent(f"ctx.redis: expected a finite number, got {value!r:.100}")
     return repr(value).encode()
 
@@ -46,7 +47,9 @@ class RedisEffects:
 
     def _add(self, command: str, key: str | bytes, *arguments: bytes) -> None:
         if command not in self._allowed:
-            raise HandlerError(f"ctx.redis.{command.lower()}: this backend cannot write it with the ack; use ctx.publish, or a SQL transaction")
+            raise HandlerError(
+                f"ctx.redis.{command.lower()}: this backend cannot write it with the ack; use ctx.publish, or a SQL transaction"
+            )
         if not key:
             raise InvalidEvent("ctx.redis: expected a key, got an empty one")
         if len(self._effects) >= limits.scripts_writes_max:
@@ -103,7 +106,13 @@ class RedisEffects:
         self._add("PEXPIRE", key, _positive(milliseconds))
 
     # Hashes
-    def hset(self, key: str | bytes, field: Value | None = None, value: Value | None = None, mapping: Mapping[Any, Value] | None = None) -> None:
+    def hset(
+        self,
+        key: str | bytes,
+        field: Value | None = None,
+        value: Value | None = None,
+        mapping: Mapping[Any, Value] | None = None,
+    ) -> None:
         """Sets fields of a hash: one by `field` and `value`, several by `mapping`."""
         pairs: list[bytes] = []
         if field is not None and value is not None:
@@ -198,5 +207,7 @@ def _some(values: tuple[Value, ...]) -> list[bytes]:
 
 def _few(words: list[bytes]) -> list[bytes]:
     if len(words) > limits.unpack_values_max - 10:
-        raise InvalidEvent(f"ctx.redis: one write may carry at most {limits.unpack_values_max - 10} values, got {len(words)}")
+        raise InvalidEvent(
+            f"ctx.redis: one write may carry at most {limits.unpack_values_max - 10} values, got {len(words)}"
+        )
     return words

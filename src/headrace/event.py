@@ -10,7 +10,9 @@ from typing import Final
 from headrace import limits
 from headrace.errors import ConfigurationError, InvalidEvent
 
-ATTRIBUTES: Final = frozenset({"source", "time", "subject", "datacontenttype", "dataschema", "traceparent", "tracestate"})
+ATTRIBUTES: Final = frozenset(
+    {"source", "time", "subject", "datacontenttype", "dataschema", "traceparent", "tracestate"}
+)
 """CloudEvents attributes that travel under their own name; every other header travels as `x-name`."""
 _HEADER: Final = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}")
 
@@ -65,7 +67,9 @@ def due_ms(delay_s: float | None, at: datetime | None) -> tuple[int, int]:
         return round(delay_s * 1000), 0
     if at is not None:
         if at.tzinfo is None:
-            raise InvalidEvent(f"at: expected a datetime with a time zone, got {at!r}; say at.replace(tzinfo=UTC) or use delay_s")
+            raise InvalidEvent(
+                f"at: expected a datetime with a time zone, got {at!r}; say at.replace(tzinfo=UTC) or use delay_s"
+            )
         if (at - datetime.now(UTC)).total_seconds() > limits.delay_s_max:
             raise InvalidEvent(f"at: expected at most a year ahead, got {at.isoformat()}")
         return 0, max(round(at.timestamp() * 1000), 1)

@@ -43,7 +43,9 @@ def examine(function: Callable[..., Any], event_type: Any, retry: Retry, timeout
     if inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function):
         raise ConfigurationError(f"{name}: expected a function that returns, got a generator")
     parameters = [
-        p for p in inspect.signature(function).parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+        p
+        for p in inspect.signature(function).parameters.values()
+        if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
     ]
     required = [p for p in parameters if p.default is p.empty]
     if not parameters or len(required) > 2:  # noqa: PLR2004 - event and context
@@ -62,7 +64,8 @@ def examine(function: Callable[..., Any], event_type: Any, retry: Retry, timeout
         function=function,
         name=name,
         types=types,
-        asynchronous=inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None)),  # noqa: B004
+        asynchronous=inspect.iscoroutinefunction(function)
+        or inspect.iscoroutinefunction(getattr(function, "__call__", None)),  # noqa: B004
         batched=batched,
         with_context=len(parameters) > 1 and (len(required) > 1 or _is_context(hints.get(parameters[1].name))),
         retry=retry,
@@ -74,7 +77,9 @@ def _hints(function: Callable[..., Any], name: str) -> dict[str, Any]:
     try:
         return typing.get_type_hints(function if inspect.isroutine(function) else type(function).__call__)
     except NameError as e:
-        raise ConfigurationError(f"{name}: its annotations cannot be read ({e}); define event classes at module level") from None
+        raise ConfigurationError(
+            f"{name}: its annotations cannot be read ({e}); define event classes at module level"
+        ) from None
 
 
 def _is_context(hint: Any) -> bool:

@@ -49,6 +49,7 @@ retain_s: Final = 86_400
 # Worker
 lanes: Final = 100
 read_records_max: Final = 1_000
+first_read_records: Final = 16
 read_bytes: Final = 4 << 20
 """What one read should bring at most, by the average size of the events seen so far."""
 block_s: Final = 5.0

@@ -14,7 +14,9 @@ class Observer(Protocol):
     def settled(self, topic: str, group: str, handled: int, lost: int) -> None:
         """A commit was answered: `handled` of its events are settled by us, `lost` had been settled by another worker."""
 
-    def failed(self, topic: str, group: str, event_id: str, attempt: int, error: BaseException, again_in_s: float | None) -> None:
+    def failed(
+        self, topic: str, group: str, event_id: str, attempt: int, error: BaseException, again_in_s: float | None
+    ) -> None:
         """A handler failed; None: the event goes to the dead letters."""
 
     def blocked(self, topic: str, group: str, handler: str, seconds: float) -> None:
@@ -24,16 +26,25 @@ class Observer(Protocol):
 class LogObserver:
     """Says it in the log."""
 
-    def settled(self, topic: str, group: str, handled: int, lost: int) -> None:
+    def settled(self, topic: str, group: str, handled: int, lost: int) -> None:  # noqa: ARG002 - others count them
         """Only losses are worth a line."""
         if lost:
-            log.warning("topic %s, group %s: %d events had been settled by another worker; our results for them are dropped", topic, group, lost)
+            log.warning(
+                "topic %s, group %s: %d events had been settled by another worker; our results for them are dropped",
+                topic,
+                group,
+                lost,
+            )
 
-    def failed(self, topic: str, group: str, event_id: str, attempt: int, error: BaseException, again_in_s: float | None) -> None:
+    def failed(
+        self, topic: str, group: str, event_id: str, attempt: int, error: BaseException, again_in_s: float | None
+    ) -> None:
         """One line with what happens next; the traceback at level DEBUG."""
         then = "dead-lettered" if again_in_s is None else f"again in {again_in_s:.1f} s"
         what = f"{type(error).__name__}: {error}"[:500]
-        log.warning("topic %s, group %s: event %s failed (attempt %d): %s; %s", topic, group, event_id, attempt, what, then)
+        log.warning(
+            "topic %s, group %s: event %s failed (attempt %d): %s; %s", topic, group, event_id, attempt, what, then
+        )
         log.debug("event %s", event_id, exc_info=error)
 
     def blocked(self, topic: str, group: str, handler: str, seconds: float) -> None:

@@ -31,9 +31,13 @@ class Retry(Struct, frozen=True):
         if self.attempts < 1:
             raise ConfigurationError(f"Retry.attempts: expected 1 or more, got {self.attempts}")
         if self.first_s < 0 or self.max_s < self.first_s or self.max_s > limits.delay_s_max:
-            raise ConfigurationError(f"Retry: expected 0 <= first_s <= max_s <= a year, got {self.first_s} and {self.max_s}")
+            raise ConfigurationError(
+                f"Retry: expected 0 <= first_s <= max_s <= a year, got {self.first_s} and {self.max_s}"
+            )
         if self.factor < 1 or not 0 <= self.jitter <= 1:
-            raise ConfigurationError(f"Retry: expected factor >= 1 and jitter in 0..1, got {self.factor} and {self.jitter}")
+            raise ConfigurationError(
+                f"Retry: expected factor >= 1 and jitter in 0..1, got {self.factor} and {self.jitter}"
+            )
 
     def again_in_s(self, attempt: int, error: BaseException) -> float | None:
         """Seconds until the next attempt after `attempt` failed with `error`; None: no further attempt."""

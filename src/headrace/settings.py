@@ -38,7 +38,9 @@ class Settings(Struct, frozen=True):
     publish_wait_s: float = limits.publish_wait_s
 
 
-def load(url: str | None = None, durability: str | None = None, environment: Mapping[str, str] | None = None) -> Settings:
+def load(
+    url: str | None = None, durability: str | None = None, environment: Mapping[str, str] | None = None
+) -> Settings:
     """Settings from arguments, else the environment (HEADRACE_URL, REDIS_URL, HEADRACE_DURABILITY), else defaults.
 
     Raises ConfigurationError, naming what was expected and what was got.
@@ -50,7 +52,9 @@ def load(url: str | None = None, durability: str | None = None, environment: Map
     except ValueError:
         names = ", ".join(d.value for d in Durability)
         raise ConfigurationError(f"durability: expected one of {names}, got {level!r}") from None
-    return Settings(url=url if url is not None else env.get("HEADRACE_URL") or env.get("REDIS_URL") or "", durability=chosen)
+    return Settings(
+        url=url if url is not None else env.get("HEADRACE_URL") or env.get("REDIS_URL") or "", durability=chosen
+    )
 
 
 def redacted(url: str) -> str:
@@ -59,7 +63,9 @@ def redacted(url: str) -> str:
         return "embedded"
     parts = urlsplit(url)
     host = parts.netloc.rpartition("@")
-    return urlunsplit((parts.scheme, ("***@" if host[1] else "") + host[2], parts.path, "***" if parts.query else "", ""))
+    return urlunsplit(
+        (parts.scheme, ("***@" if host[1] else "") + host[2], parts.path, "***" if parts.query else "", "")
+    )
 
 
 def at(settings: Settings, url: str) -> Settings:

@@ -92,7 +92,9 @@ class Topic(Generic[T]):
         else:
             value = getattr(event, key, None)  # type: ignore[arg-type]  # not callable, not None: a name
         if value is None:
-            raise InvalidEvent(f"topic {self.name}: the key {key!r} of this event is None; every event of the topic needs one")
+            raise InvalidEvent(
+                f"topic {self.name}: the key {key!r} of this event is None; every event of the topic needs one"
+            )
         return value
 
     async def publish(
@@ -169,7 +171,9 @@ class Topic(Generic[T]):
                     "then both get every event"
                 )
             if known.handlers and known.handlers[0].batched != handler.batched:
-                raise ConfigurationError(f"{handler.name}: the handlers of one group all take single events, or all take lists")
+                raise ConfigurationError(
+                    f"{handler.name}: the handlers of one group all take single events, or all take lists"
+                )
             known.handlers.append(handler)
             return function
 

@@ -1,8 +1,8 @@
 """A backend without a server, for tests: same behaviour as the Redis backend in shared mode, held to it by the conformance suite.
 
-    server = MemoryServer()                 # virtual time: nothing sleeps
-    backend = MemoryBackend(server)         # as many as there would be processes
-    server.advance(30)                      # delays and retries become due, leases of dead workers end
+server = MemoryServer()                 # virtual time: nothing sleeps
+backend = MemoryBackend(server)         # as many as there would be processes
+server.advance(30)                      # delays and retries become due, leases of dead workers end
 """
 
 from __future__ import annotations

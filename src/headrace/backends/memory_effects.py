@@ -10,7 +10,6 @@ import copy
 import re
 from collections.abc import Callable, Sequence
 from decimal import Decimal
-from itertools import batched
 from typing import Final, TypeVar
 
 from headrace.backends.contract import Effect
@@ -163,7 +162,14 @@ class RedisData:
         if spec.type != "any" and found is not None and not isinstance(found, _TYPES[spec.type]):
             held = next(n for n, t in _TYPES.items() if isinstance(found, t))
             raise Wrong(f"{key.decode(errors='replace')} holds a {held}, {name} needs a {spec.type}")
-        writes = {"any": self._any, "string": self._string, "hash": self._hash, "list": self._list, "set": self._set, "zset": self._zset}
+        writes = {
+            "any": self._any,
+            "string": self._string,
+            "hash": self._hash,
+            "list": self._list,
+            "set": self._set,
+            "zset": self._zset,
+        }
         writes[spec.type](name, key, args)
         left = self._values.get(key)
         if left is not None and not left and not isinstance(left, String):

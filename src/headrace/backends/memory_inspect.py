@@ -138,7 +138,15 @@ class MemoryInspector:
         before = own.groups.get(group) or Group(group)
         held = {token: p for token, p in before.pending.items() if p.entry.place < 0}
         own.groups[group] = Group(
-            group, place, place, before.carried(), pending=held, retry=before.retry, delayed=before.delayed, dead=before.dead, workers=before.workers
+            group,
+            place,
+            place,
+            before.carried(),
+            pending=held,
+            retry=before.retry,
+            delayed=before.delayed,
+            dead=before.dead,
+            workers=before.workers,
         )
         self._server.wake()
 

@@ -13,9 +13,32 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 from headrace import limits
-from headrace.backends.contract import Delivery, Effect, Record, Route, Settled, Settlement, Subscription, Unsettled, Verdict, derived_id
+from headrace.backends.contract import (
+    Delivery,
+    Effect,
+    Record,
+    Route,
+    Settled,
+    Settlement,
+    Subscription,
+    Unsettled,
+    Verdict,
+    derived_id,
+)
 from headrace.backends.memory_effects import RedisData
-from headrace.backends.memory_state import Delayed, Entry, Fields, Group, Pending, Topic, Worker, alone, copy_of, due_s, fields_of
+from headrace.backends.memory_state import (
+    Delayed,
+    Entry,
+    Fields,
+    Group,
+    Pending,
+    Topic,
+    Worker,
+    alone,
+    copy_of,
+    due_s,
+    fields_of,
+)
 from headrace.errors import Overloaded, Refused
 
 _BEGIN_S: Final = 1_767_225_600.0
@@ -48,14 +71,19 @@ class MemoryServer:
 
     def next_due(self) -> float | None:
         """The earliest moment at which something delayed or retrying becomes due (it may be past); None: nothing is."""
-        heaps = [*(t.delayed for t in self.topics.values()), *(g.delayed for t in self.topics.values() for g in t.groups.values())]
+        heaps = [
+            *(t.delayed for t in self.topics.values()),
+            *(g.delayed for t in self.topics.values() for g in t.groups.values()),
+        ]
         return min((heap[0].due_s for heap in heaps if heap), default=None)
 
     def idle(self) -> bool:
         """Nothing is unread, pending, waiting for a retry, or due now."""
         due = self.next_due()
         groups = [(t, g) for t in self.topics.values() for g in t.groups.values()]
-        return (due is None or due > self.now()) and not any(g.pending or g.retry or g.place < t.added for t, g in groups)
+        return (due is None or due > self.now()) and not any(
+            g.pending or g.retry or g.place < t.added for t, g in groups
+        )
 
     def wake(self) -> None:
         """Something changed: whoever waits looks again."""
@@ -201,6 +229,13 @@ class MemoryServer:
         if worker is not None and worker.alive:
             worker.alive, worker.lease_until_s = False, self.now() + worker.lease_s
 
+    def _heard_of(self, subscription: Subscription) -> Group:
+        """The group of a worker that just called; a paused one thereby has its lease for once more."""
+        group, fresh = self._group(subscription), Worker(subscription.lease_s, alive=False)
+        worker = group.workers.setdefault(subscription.consumer, fresh)
+        worker.lease_until_s = self.now() + worker.lease_s
+        return group
+
     def leave(self, subscription: Subscription) -> None:
         """Hands back what the worker holds, at once and with the same attempt, and gives up its lease."""
         group = self._group(subscription)
@@ -227,7 +262,7 @@ class MemoryServer:
 
     def take(self, subscription: Subscription, limit: int) -> Sequence[Delivery]:
         """At most `limit` deliveries that can be had now: of dead workers, else retries and new events."""
-        topic, group = self.topics[subscription.route.topic], self._group(subscription)
+        topic, group = self.topics[subscription.route.topic], self._heard_of(subscription)
         self.promote(topic)
         taken = self._take_over(group, subscription.consumer, limit)
         if not taken:
@@ -289,7 +324,7 @@ class MemoryServer:
 
     def commit(self, subscription: Subscription, settled: Sequence[Settled]) -> Sequence[Unsettled]:
         """Settles each entirely or not at all; returns those that were not applied. Raises Overloaded: then none was."""
-        topic, group = self.topics[subscription.route.topic], self._group(subscription)
+        topic, group = self.topics[subscription.route.topic], self._heard_of(subscription)
         every = [one if isinstance(one, Settlement) else Settlement(one) for one in settled]
         self._require_room_for_outputs(topic, every)
         answers = [self._settle(group, one, settlement) for one, settlement in zip(settled, every, strict=True)]
@@ -337,7 +372,9 @@ class MemoryServer:
 
     def _retry(self, group: Group, delivery: Delivery, settlement: Settlement) -> None:
         attempt, due = delivery.attempt + 1, self.now() + settlement.delay_ms / 1000
-        heapq.heappush(group.delayed, Delayed(due, self._next(), copy_of(delivery, attempt, settlement.reason), attempt))
+        heapq.heappush(
+            group.delayed, Delayed(due, self._next(), copy_of(delivery, attempt, settlement.reason), attempt)
+        )
 
     def _return(self, group: Group, delivery: Delivery) -> None:
         self._again(group, copy_of(delivery, delivery.attempt), delivery.attempt)

@@ -81,7 +81,9 @@ class Group(Struct):
 
     def carried(self) -> int:
         """Copies that outlive a new start of the group."""
-        return len(self.retry) + len(self.delayed) + len(self.dead) + sum(p.entry.place < 0 for p in self.pending.values())
+        return (
+            len(self.retry) + len(self.delayed) + len(self.dead) + sum(p.entry.place < 0 for p in self.pending.values())
+        )
 
 
 class Topic(Struct):
@@ -116,12 +118,16 @@ class Topic(Struct):
     def info(self) -> TopicInfo:
         """What operators see of the topic."""
         size = sum(len(f) for e in self.entries for f in e.fields)
-        return TopicInfo(self.route.topic, len(self.entries), self.added, len(self.delayed), tuple(sorted(self.groups)), size)
+        return TopicInfo(
+            self.route.topic, len(self.entries), self.added, len(self.delayed), tuple(sorted(self.groups)), size
+        )
 
     def ledger(self, group: Group, now_s: float) -> GroupInfo:
         """Where every event of the topic stands for the group."""
         unread = self.unread(group)
-        oldest = min([e.at_s for e in (*unread[:1], *(p.entry for p in group.pending.values()), *group.retry)], default=now_s)
+        oldest = min(
+            [e.at_s for e in (*unread[:1], *(p.entry for p in group.pending.values()), *group.retry)], default=now_s
+        )
         return GroupInfo(
             topic=self.route.topic,
             group=group.name,

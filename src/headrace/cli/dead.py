@@ -110,7 +110,7 @@ async def _move(inspector: Inspector, args: argparse.Namespace) -> int:
     if args.json:
         output.json({"topic": args.topic, "group": args.group, verb: moved, "absent": asked - moved})
     else:
-        absent = f"; {output.number(asked - moved)} were not there any more" if moved < asked else ""
+        absent = f"; {output.number(asked - moved)} not there any more" if moved < asked else ""
         output.line(f"{verb} {output.plural(moved, 'dead letter')} of group {args.group} of {args.topic}{absent}")
     return OK
 

@@ -48,10 +48,10 @@ def machine(letter: Letter) -> dict[str, Any]:
     out: dict[str, Any] = {"token": letter.token, "attributes": letter.attributes}
     try:
         msgspec.json.decode(letter.data)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError):
         out["data_base64"] = base64.b64encode(letter.data).decode()
     else:
-        out["data"] = msgspec.Raw(letter.data)
+        out["data"] = msgspec.Raw(msgspec.json.format(letter.data, indent=-1))  # on one line
     return out | {"reason": letter.reason} if letter.reason else out
 
 
@@ -61,8 +61,6 @@ def full(letter: Letter) -> None:
     output.line(f"time: {moments.said(moments.token_ms(letter.token))}")
     for name, value in letter.attributes.items():
         output.line(f"{output.printable(name)}: {output.printable(value)}")
-    if letter.reason:
-        output.line(f"reason: {output.printable(letter.reason)}")
     try:
         text = msgspec.json.format(letter.data, indent=2).decode()
     except (msgspec.DecodeError, UnicodeDecodeError):

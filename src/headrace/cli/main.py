@@ -51,8 +51,12 @@ exit codes:
   130  interrupted
 """
 
-_EXITS: Final = ((errors.NotConnected, NO_SERVER), (errors.BackendError, REFUSED), (errors.HeadraceError, USAGE))
-_HINTS: Final = (
+_EXITS: Final[tuple[tuple[type[errors.HeadraceError], int], ...]] = (
+    (errors.NotConnected, NO_SERVER),
+    (errors.BackendError, REFUSED),
+    (errors.HeadraceError, USAGE),
+)
+_HINTS: Final[tuple[tuple[type[errors.HeadraceError], str], ...]] = (
     (errors.DurabilityError, "`headrace doctor` shows the whole check; `--durability relaxed` accepts the risk"),
     (
         errors.NotConnected,
@@ -101,14 +105,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
     except KeyboardInterrupt:
         return INTERRUPTED
-    except (
-        BrokenPipeError
-    ):  # the reader of our output has seen enough (`| head`); the interpreter must not flush into it again
+    except BrokenPipeError:
+        # The reader of our output has seen enough (`| head`); the interpreter must not flush into it again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
     except errors.HeadraceError as e:
         return complain(e)
-    except Exception:
+    except Exception:  # noqa: BLE001 - a bug: shown in full, with an exit code of its own
         traceback.print_exc()
         return BUG
     return code
@@ -117,8 +120,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def complain(error: errors.HeadraceError) -> int:
     """Prints one sentence, and a hint where there is one; returns the exit code of this kind of error."""
     sys.stderr.write(f"headrace: {error}\n")
-    for hint in (*getattr(error, "__notes__", ()), *(text for kind, text in _HINTS if isinstance(error, kind))):
-        sys.stderr.write(f"hint: {hint}\n")
+    for kind, hint in _HINTS:
+        if isinstance(error, kind):
+            sys.stderr.write(f"hint: {hint}\n")
     return next(code for kind, code in _EXITS if isinstance(error, kind))
 
 

@@ -16,10 +16,7 @@ _SEQUENCE_MAX: Final = (1 << 64) - 1
 _UNIT_MS: Final = {"s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 _RELATIVE: Final = re.compile(r"-(\d+(?:\.\d+)?)([smhd])")
 _ID: Final = re.compile(r"(\d{1,20})-(\d{1,20})")
-_EXPECTED: Final = (
-    "expected a time with its offset (2026-11-23T10:00:00+01:00), one relative to now (-30s, -15m, -2h, -1d), `now`, "
-    "or a stream id"
-)
+_EXPECTED: Final = "expected a time with its offset (2026-11-23T10:00:00+01:00), one relative to now (-30s, -15m, -2h, -1d), `now`, or a stream id"
 
 
 def instant_ms(text: str) -> int:

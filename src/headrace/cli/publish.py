@@ -7,7 +7,6 @@ import asyncio
 import os
 import sys
 import threading
-from collections import deque
 from concurrent import futures
 from datetime import UTC, datetime
 from typing import Final
@@ -26,8 +25,7 @@ from headrace.settings import Settings
 
 _CHUNK_BYTES: Final = 1 << 18
 _CHUNKS: Final = 4
-_BATCHES: Final = 8
-"""Batches under way: enough to keep the connection busy, bounded whatever comes in."""
+_CALL_BYTES: Final = limits.publish_buffer_bytes_max // 2
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
@@ -157,7 +155,6 @@ class _Lines:
         self._args = args
         self._template = template
         self._chunks: asyncio.Queue[bytes | OSError] = asyncio.Queue(_CHUNKS)
-        self._flying: deque[tuple[int, asyncio.Task[None]]] = deque()
         self._done = 0
         self._progress = output.Progress("published")
 
@@ -166,18 +163,12 @@ class _Lines:
         loop = asyncio.get_running_loop()
         threading.Thread(target=self._feed, args=(loop, _stdin()), name="stdin", daemon=True).start()
         try:
-            try:
-                await self._read()
-            finally:
-                while self._flying:
-                    await self._land()
+            await self._read()
         except BaseException:
             self._progress.end()
             output.note(
                 f"headrace: {output.plural(self._done, 'event')} published to {self._args.topic} before it ended"
             )
-            for _, task in self._flying:
-                task.cancel()
             raise
         self._progress.end()
         return self._done
@@ -213,38 +204,33 @@ class _Lines:
         await self._send([b"".join(parts)], number)
 
     async def _send(self, lines: list[bytes], number: int) -> int:
-        """Sends lines; empty ones are passed over. Returns the number of the last."""
+        """Publishes lines; empty ones are passed over. Returns the number of the last."""
         records: list[Record] = []
         size = 0
-        try:
-            for line in lines:
-                number += 1
-                body = line.removesuffix(b"\r")
-                if not body.strip():
-                    continue
+        for line in lines:
+            number += 1
+            body = line.removesuffix(b"\r")
+            if not body.strip():
+                continue
+            try:
                 record = _with(self._template, body, f"line {number}", raw=self._args.raw)
-                if len(records) >= limits.publish_records or size + len(body) > limits.batch_bytes_max:
-                    await self._launch(records)
-                    records, size = [], 0
-                records.append(record)
-                size += len(body)
-        finally:  # the lines before a bad one are published
-            if records:
-                await self._launch(records)
+            except InvalidEvent:
+                await self._publish(records)  # the lines before a bad one count
+                raise
+            if len(records) >= limits.publish_many_records or size + len(body) > _CALL_BYTES:
+                await self._publish(records)
+                records, size = [], 0
+            records.append(record)
+            size += len(body)
+        await self._publish(records)
         return number
 
-    async def _launch(self, records: list[Record]) -> None:
-        while len(self._flying) >= _BATCHES:
-            await self._land()
-        sent = asyncio.ensure_future(self._backend.publish(Route(self._args.topic), records))
-        self._flying.append((len(records), sent))
-        await asyncio.sleep(0)  # it starts before the next one, so the order is that of the lines
-
-    async def _land(self) -> None:
-        count, task = self._flying.popleft()
-        await task
-        self._done += count
-        self._progress.show(self._done)
+    async def _publish(self, records: list[Record]) -> None:
+        """One call after the other, so the order is that of the lines; within a call the backend keeps several in flight."""
+        if records:
+            await self._backend.publish(Route(self._args.topic), records)
+            self._done += len(records)
+            self._progress.show(self._done)
 
 
 COMMANDS = {"publish": Command(_arguments, _publish)}

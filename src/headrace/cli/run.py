@@ -100,7 +100,7 @@ def _import(name: str) -> object:
         raise ConfigurationError(f"target: module {name} cannot be imported: {e}") from None
     except ConfigurationError:
         raise
-    except Exception as e:
+    except Exception as e:  # noqa: BLE001 - whatever the user's module raises is shown with its place
         _show_from(e, name)
         raise ConfigurationError(f"target: module {name} cannot be imported: {type(e).__name__}: {e}") from None
 

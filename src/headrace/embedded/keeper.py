@@ -3,25 +3,14 @@
 Run as `python keeper.py DIRECTORY PLAN` by `server.py`: by path, so that it loads the standard library alone.
 It takes `keeper.lock`, detaches and returns: exit code 0 says "a keeper runs now", `HELD` says "another one does".
 
-Files in the directory (mode 0700):
-
-    keeper.lock     exclusive flock: the one keeper
-    users.lock      shared flock: one per user; exclusive: the keeper, while it stops the server
-    server.lock     exclusive flock, inherited by the server: held as long as any of its processes lives
-    unclean         there from before the server starts until after it stopped cleanly
-    state.json      `State`, replaced atomically
-    keeper.log      what the keeper did, and what the server printed before its log was open
-    server.log      the server's own log
-    server.sock     the socket (elsewhere if this path would be too long; `State.socket` says where)
-    appendonlydir/  the data
-    cut-*           what a repair took off the end of the data, kept for inspection
-
+What lies in the directory is listed in the package's docstring.
 The kernel enforces the promises: it drops a lock whose holder is killed, and (on Linux) it sends the server SIGTERM
 when the keeper dies.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import fcntl
 import json
@@ -59,40 +48,33 @@ stop_s: Final = 10.0
 ping_s: Final = 1.0
 socket_bytes_max: Final = 100
 """The kernel's limit for a socket's path is 107 bytes."""
-log_bytes_max: Final = 1 << 20
-"""A log longer than this becomes `*.log.1` at the next start."""
-
-_PR_SET_PDEATHSIG: Final = 1
 
 
 class State(NamedTuple):
     """What the keeper tells the users, as `state.json`."""
 
     phase: str
-    """`starting`, `repairing`, `running` (it has answered), `restarting`; without a keeper: `stopped`, `failed` (given
-    up; `error` says why), `lost` (the keeper was killed)."""
+    """`starting`, `repairing`, `running` (it has answered), `restarting`; without a keeper: `stopped`, `failed` (see `error`), `lost`."""
     socket: str
     binary: str
-    version: str
-    """Name and version: `valkey 9.1.2`."""
-    options: Mapping[str, str]
-    """Server settings that this run was asked for beyond the defaults."""
+    version: str  # with the name: `valkey 9.1.2`
+    options: Mapping[str, str]  # the settings that this run was asked for beyond the defaults
     keeper_pid: int
-    server_pid: int
-    """0 while no server runs."""
+    server_pid: int  # 0 while no server runs
     restarts: int
     error: str
 
 
 class Plan(NamedTuple):
-    """What a user tells the keeper, as JSON on its command line."""
+    """What a user tells the keeper, as JSON on its command line.
+
+    `checker`: the name (argv[0]) under which the binary checks an append-only file; `preload`: for LD_PRELOAD, or empty.
+    """
 
     binary: str
     checker: str
-    """The name (argv[0]) under which the binary checks an append-only file."""
     version: str
     preload: str
-    """A library for LD_PRELOAD, or empty."""
     settings: Mapping[str, str]
     options: Mapping[str, str]
 
@@ -148,49 +130,40 @@ def repair(directory: Path, plan: Plan) -> None:
     for leftover in directory.glob("temp-*"):  # half a rewrite that died with its server
         leftover.unlink(missing_ok=True)
     manifest = directory / "appendonlydir" / "appendonly.aof.manifest"
-    if not manifest.exists():
-        return
-    listed = re.findall(r"^file (\S+) seq (\d+) type i", manifest.read_text(), re.MULTILINE)
+    text = manifest.read_text() if manifest.exists() else ""
+    listed = re.findall(r"^file (\S+) seq (\d+) type i", text, re.MULTILINE)
     if not listed:
         return
     newest = manifest.parent / max(listed, key=lambda found: int(found[1]))[0]
     if not newest.exists() or newest.stat().st_size == 0:
         return
-    verdict = _check(plan, newest, fix=False)
+    verdict = _check(plan, newest)
     if verdict.returncode == 0:
         return
-    size = newest.stat().st_size
     good = re.search(r"ok_up_to=(\d+)", verdict.stdout)
-    offset = int(good[1]) if good else 0
+    if good is None:
+        raise RuntimeError(f"the data file {newest} could not be checked: {verdict.stdout.strip()[-300:]}")
     saved = directory / f"cut-{time.time_ns()}-{newest.name}"
     with newest.open("rb") as source, saved.open("wb") as target:
-        source.seek(offset)
+        source.seek(int(good[1]))
         shutil.copyfileobj(source, target)
-    verdict = _check(plan, newest, fix=True)
+    verdict = _check(plan, newest, "--fix")
     if verdict.returncode != 0:
         raise RuntimeError(f"the data file {newest} could not be repaired: {verdict.stdout.strip()[-300:]}")
-    lost = size - newest.stat().st_size
-    say(f"repaired {newest.name}: {lost} bytes of an unfinished write cut off, saved as {saved.name}")
+    say(f"{newest.name}: {saved.stat().st_size} bytes of an unfinished write cut off, saved as {saved.name}")
 
 
-def _check(plan: Plan, path: Path, *, fix: bool) -> subprocess.CompletedProcess[str]:
+def _check(plan: Plan, path: Path, *flags: str) -> subprocess.CompletedProcess[str]:
     """Run the server's own checker, answering its question with yes."""
-    return subprocess.run(
-        [plan.checker, *(["--fix"] if fix else []), str(path)],
-        executable=plan.binary,
-        input="y\n",
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        check=False,
+    words = [plan.checker, *flags, str(path)]
+    return subprocess.run(  # noqa: S603 - the server's own binary
+        words, executable=plan.binary, input="y\n", capture_output=True, text=True, errors="replace", check=False
     )
 
 
 def say(line: str) -> None:
     """One line for `keeper.log`."""
-    sys.stderr.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} keeper {os.getpid()}: {line}\n")
-    sys.stderr.flush()
+    print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} keeper {os.getpid()}: {line}", file=sys.stderr, flush=True)  # noqa: T201
 
 
 class Keeper:
@@ -204,13 +177,10 @@ class Keeper:
         self.unclean = directory / "unclean"
         self.child: subprocess.Popen[bytes] | None = None
         self.stop_asked = False
-        self.answered = False
-        """The present server has answered."""
+        self.answered = False  # by the present server
         self.answered_ever = False
-        self.failures = 0
-        self.restarts = 0
-        self.launched_at = 0.0
-        self.launch_at = 0.0
+        self.failures = self.restarts = 0
+        self.launched_at = self.launch_at = 0.0
         self.unused_since: float | None = None
         self.socket = self._place_socket()
         self.note("starting")
@@ -223,15 +193,17 @@ class Keeper:
         former = read_state(self.directory)
         if former is not None and former.socket:
             folder = Path(former.socket).parent
-            found = folder.lstat() if folder.is_dir() and not folder.is_symlink() else None
-            if found is not None and found.st_uid == os.getuid() and found.st_mode & 0o077 == 0:
+            if (
+                folder.is_dir()
+                and not folder.is_symlink()
+                and (folder.stat().st_uid, folder.stat().st_mode & 0o077) == (os.getuid(), 0)
+            ):
                 return former.socket
         return str(Path(tempfile.mkdtemp(prefix="headrace-")) / "server.sock")
 
     def note(self, phase: str, error: str = "") -> None:
         """Tell the users. A full disk must not end the keeper, so a failure is only logged."""
-        pid = self.child.pid if self.child is not None else 0
-        plan = self.plan
+        plan, pid = self.plan, self.child.pid if self.child is not None else 0
         state = State(
             phase, self.socket, plan.binary, plan.version, plan.options, os.getpid(), pid, self.restarts, error
         )
@@ -258,16 +230,14 @@ class Keeper:
             elif self.failures and now - self.launched_at > steady_s:
                 self.failures = 0
             select.select([wake], [], [], tick_s if self.answered else tick_starting_s)
-            try:
+            with contextlib.suppress(BlockingIOError):  # the tick passed without a signal
                 wake.recv(64)
-            except BlockingIOError:  # the tick passed without a signal
-                continue
 
     def _wake_on_signals(self) -> socket.socket:
         """SIGTERM and SIGINT ask for a clean stop; they and SIGCHLD end the loop's nap at once."""
         near, far = socket.socketpair()
         for end in (near, far):
-            end.setblocking(False)  # noqa: FBT003 - its only parameter
+            end.setblocking(False)
         signal.set_wakeup_fd(far.fileno(), warn_on_full_buffer=False)
         self._far = far  # kept open as long as the keeper lives
 
@@ -323,34 +293,26 @@ class Keeper:
 
     def _mark_unclean(self) -> None:
         """Leave the mark on the disk itself: it must survive a power cut."""
-        with self.unclean.open("w") as mark:
-            os.fsync(mark.fileno())
-        folder = os.open(self.directory, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        self.unclean.touch()
+        for path in (self.unclean, self.directory):
+            handle = os.open(path, os.O_RDONLY)
+            os.fsync(handle)
+            os.close(handle)
 
     def _launch(self, gate: int) -> subprocess.Popen[bytes]:
         """Start the server as a child that does not outlive this process. Raises OSError."""
-        _trim_log(self.directory / "server.log")
-        settings = {
-            **self.plan.settings,
-            **self.plan.options,
-            "dir": str(self.directory),
-            "logfile": str(self.directory / "server.log"),
-            "unixsocket": self.socket,
-        }
+        places = {"dir": str(self.directory), "logfile": str(self.directory / "server.log"), "unixsocket": self.socket}
+        settings = {**self.plan.settings, **self.plan.options, **places}
         arguments = [part for name, value in settings.items() for part in (f"--{name}", value)]
         environment = {**os.environ, "LD_PRELOAD": self.plan.preload} if self.plan.preload else None
-        return subprocess.Popen(
+        return subprocess.Popen(  # noqa: S603 - the binary that start() chose
             [self.plan.binary, *arguments],
             stdin=subprocess.DEVNULL,
             stdout=sys.stderr,
             stderr=sys.stderr,
             pass_fds=(gate,),
             env=environment,
-            preexec_fn=_die_with_parent(),
+            preexec_fn=_die_with_parent(),  # noqa: PLW1509 - this process has one thread
         )
 
     def _look(self, now: float) -> None:
@@ -387,11 +349,9 @@ class Keeper:
                 self.unclean.unlink(missing_ok=True)
             say(f"the server was stopped ({_ending(self.child.returncode)})")
         self.child = None
-        elsewhere = Path(self.socket).parent
         Path(self.socket).unlink(missing_ok=True)
-        if elsewhere != self.directory:
-            shutil.rmtree(elsewhere, ignore_errors=True)
-            self.socket = ""
+        if (folder := Path(self.socket).parent) != self.directory:
+            shutil.rmtree(folder, ignore_errors=True)
         self.note("stopped")
         return 0
 
@@ -399,12 +359,6 @@ class Keeper:
 def _ending(code: int) -> str:
     """An exit status in words."""
     return f"exit code {code}" if code >= 0 else f"signal {-code}"
-
-
-def _trim_log(path: Path) -> None:
-    """Move a long log aside. Raises OSError."""
-    if path.exists() and path.stat().st_size > log_bytes_max:
-        path.replace(path.with_name(path.name + ".1"))
 
 
 def _die_with_parent() -> Callable[[], None] | None:
@@ -415,7 +369,10 @@ def _die_with_parent() -> Callable[[], None] | None:
     parent = os.getpid()
 
     def arm() -> None:
-        prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+        signal.signal(
+            signal.SIGTERM, signal.SIG_DFL
+        )  # else the keeper's handler would swallow one that comes before exec
+        prctl(1, signal.SIGTERM, 0, 0, 0)  # PR_SET_PDEATHSIG
         if os.getppid() != parent:  # it died before the kernel knew
             os._exit(1)
 

@@ -1,6 +1,6 @@
 """The embedded server as its users see it: find the binary, have a keeper run it, wait until the server answers.
 
-Everything that lives longer than a call is in `keeper.py`; what lies in the directory is listed there.
+Everything that lives longer than a call is in `keeper.py`.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ major_min: Final = 7
 load_s_max: Final = 600.0
 """A server that repairs or loads its data is waited for longer than `wait_s`, but not longer than this."""
 poll_s: Final = 0.01
+log_bytes_max: Final = 1 << 20
+"""A log longer than this becomes `*.log.1` when a keeper starts."""
 
 SETTINGS: Final[Mapping[str, str]] = {
     "port": "0",
@@ -104,8 +106,7 @@ class EmbeddedServer:
         found = re.search(r"^process_id:(\d+)", keeper.ask(str(self.socket), "INFO server"), re.MULTILINE)
         if found is None:
             raise NotConnected(
-                f"The embedded server in {self.directory} does not answer. "
-                "If it is restarting, ask again in a moment; else see keeper.log there."
+                f"The embedded server in {self.directory} does not answer. If it is restarting, ask again in a moment; else see keeper.log there."
             )
         return int(found[1])
 
@@ -159,7 +160,7 @@ def _find_program() -> _Program:
     refused = []
     for path in _candidates():
         try:
-            shown = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=10, check=False).stdout
+            shown = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=10, check=False).stdout  # noqa: S603
         except (OSError, subprocess.SubprocessError) as failure:  # another machine's binary: the next one may run
             refused.append(f"{path} does not run here ({failure})")
             continue
@@ -322,14 +323,14 @@ def _allocator() -> str:
 
 def _spawn(home: Path, plan: keeper.Plan, wait_s: float) -> None:
     """Run a keeper. It detaches by itself: no child of this process is left. Raises OSError, NotConnected."""
-    log = home / "keeper.log"
-    if log.exists() and log.stat().st_size > keeper.log_bytes_max:
-        log.replace(home / "keeper.log.1")
+    for log in (home / "server.log", home / "keeper.log"):
+        if log.exists() and log.stat().st_size > log_bytes_max:
+            log.replace(f"{log}.1")
     passed_on = ("PATH", "HOME", "TMPDIR", "LANG", "LD_LIBRARY_PATH")
     kept = {name: os.environ[name] for name in passed_on if name in os.environ}
     with os.fdopen(os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "wb") as errors:
         try:
-            ended = subprocess.run(
+            ended = subprocess.run(  # noqa: S603 - this interpreter and a file of this package
                 [sys.executable, "-I", "-S", keeper.__file__, str(home), json.dumps(plan._asdict())],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,

@@ -23,25 +23,31 @@ class Executor:
         """`effects`: what the backend can write with an ack. `threads`: where plain `def` handlers run."""
         self.topic, self.group = group.topic.name, group.name
         self.effects = effects
-        self.timeout_s: float | None = max(
-            (h.timeout_s for h in group.handlers if h.timeout_s is not None), default=None
-        ) if all(h.timeout_s is not None for h in group.handlers) else None
+        self.timeout_s: float | None = (
+            max((h.timeout_s for h in group.handlers if h.timeout_s is not None), default=None)
+            if all(h.timeout_s is not None for h in group.handlers)
+            else None
+        )
         self.batched = group.handlers[0].batched
         self.batch = group.batch if self.batched else 1
         self._observer = observer
         self._threads = threads
         self._loop = asyncio.get_running_loop()
         self._decode = group.topic.codec.decode
-        self._only = group.handlers[0] if len(group.handlers) == 1 and set(group.handlers[0].types) == set(group.topic.codec.types) else None
+        self._only = (
+            group.handlers[0]
+            if len(group.handlers) == 1 and set(group.handlers[0].types) == set(group.topic.codec.types)
+            else None
+        )
         self._by_type = {t: h for h in group.handlers for t in h.types}
         self._calls = {h.name: self._call_of(h) for h in group.handlers}
         self._only_call = self._calls[self._only.name] if self._only else None
         self._retry = group.handlers[0].retry
         self.name = group.handlers[0].name
 
-    async def execute(self, delivery: Delivery) -> Settled:
+    async def execute(self, delivery: Delivery, started: float) -> Settled:
         """How this delivery is to be settled. Raises only CancelledError, when the worker gives it up."""
-        ctx = Context(delivery, self)
+        ctx = Context(delivery, self, started)
         retry = self._retry
         try:
             event = self._decode(delivery)
@@ -61,7 +67,7 @@ class Executor:
             return delivery
         return self._conclude(ctx, retry)
 
-    async def execute_batch(self, deliveries: Sequence[Delivery]) -> list[Settled]:
+    async def execute_batch(self, deliveries: Sequence[Delivery], started: float) -> list[Settled]:
         """As `execute`, for a handler of lists: one call; it may fail events one by one by `ctx[i].fail`."""
         settled: list[Settled] = []
         events, contexts = [], []
@@ -73,7 +79,7 @@ class Executor:
             else:
                 if self._only or type(event) in self._by_type:
                     events.append(event)
-                    contexts.append(Context(delivery, self))
+                    contexts.append(Context(delivery, self, started))
                 else:
                     settled.append(delivery)
         if not events:
@@ -91,7 +97,9 @@ class Executor:
     def judge(self, delivery: Delivery, error: BaseException, retry: Retry | None = None) -> Settlement:
         """A failed delivery: a retry that becomes due later, or a dead letter. Both are rows of the same commit."""
         again_in_s = (retry or self._retry).again_in_s(delivery.attempt, error)
-        self._observer.failed(self.topic, self.group, delivery.id.decode(errors="replace"), delivery.attempt, error, again_in_s)
+        self._observer.failed(
+            self.topic, self.group, delivery.id.decode(errors="replace"), delivery.attempt, error, again_in_s
+        )
         reason = f"{type(error).__name__}: {error}"[:1000].encode(errors="replace")
         if again_in_s is None:
             return Settlement(delivery, Verdict.DEAD, reason=reason)

@@ -24,7 +24,6 @@ from headrace.runtime.execute import DEADLINE, Executor
 log = logging.getLogger("headrace")
 _STOCK_S = 0.1
 """A read brings about what is handled in this time: enough to hide the read behind the handling, not more than others might take."""
-_FIRST_READ = 16
 
 
 class Work:
@@ -142,7 +141,7 @@ class Pump:
     def _limit(self) -> int:
         """As many as idle lanes could start now, or as are handled in a moment."""
         if not self._rate:
-            return min(_FIRST_READ, limits.read_records_max)
+            return limits.first_read_records
         stock = int(self._rate * _STOCK_S)
         return max(1, min(max(len(self._idle) * self._executor.batch, stock), limits.read_records_max))
 
@@ -175,8 +174,8 @@ class Pump:
             if single:
                 for delivery in work.unstarted:
                     lane.deliveries = (delivery,)
-                    lane.started = clock()
-                    settled = await execute(delivery)
+                    lane.started = started = clock()
+                    settled = await execute(delivery, started)
                     if lane.abandoned:
                         return
                     work.settled.append(settled)
@@ -201,7 +200,7 @@ class Pump:
                 while len(chunk) < size and (more := next(work.unstarted, None)) is not None:
                     chunk.append(more)
             lane.started = self._loop.time()
-            settled = await self._executor.execute_batch(chunk)
+            settled = await self._executor.execute_batch(chunk, lane.started)
             if lane.abandoned:
                 return
             self._take_result(work, settled)
@@ -242,7 +241,10 @@ class Pump:
     def _committed(self, task: asyncio.Task[None]) -> None:
         self._commits.discard(task)
         if not task.cancelled() and (bug := task.exception()) is not None:
-            log.critical("a commit failed in an unforeseen way; its events are taken over when this worker's lease ends", exc_info=bug)
+            log.critical(
+                "a commit failed in an unforeseen way; its events are taken over when this worker's lease ends",
+                exc_info=bug,
+            )
 
     async def _send(self, settled: Sequence[Settled]) -> None:
         """One commit, repeated until it is answered; what is refused is judged as a failure and settled so."""
@@ -253,7 +255,13 @@ class Pump:
                 await self._backoff.wait(e)
                 continue
             except BackendError as e:
-                log.error("group %s of topic %s cannot settle %d events: %s", self._executor.group, self._executor.topic, len(settled), e)
+                log.error(
+                    "group %s of topic %s cannot settle %d events: %s",
+                    self._executor.group,
+                    self._executor.topic,
+                    len(settled),
+                    e,
+                )
                 self._done(len(settled))
                 return
             refused = [u for u in unsettled if u.refused]
@@ -267,7 +275,9 @@ class Pump:
     def _otherwise(self, unsettled: Unsettled) -> Settlement:
         one = unsettled.settled
         delivery = one.delivery if isinstance(one, Settlement) else one
-        return self._executor.judge(delivery, Refused(f"a write recorded by the handler cannot be made: {unsettled.refused}"))
+        return self._executor.judge(
+            delivery, Refused(f"a write recorded by the handler cannot be made: {unsettled.refused}")
+        )
 
     def _done(self, count: int) -> None:
         self._uncommitted -= count
@@ -286,7 +296,9 @@ class Pump:
             await asyncio.sleep(tick_s)
             now = self._loop.time()
             if now - before > tick_s + 1.0:
-                self._observer.blocked(self._executor.topic, self._executor.group, self._executor.name, now - before - tick_s)
+                self._observer.blocked(
+                    self._executor.topic, self._executor.group, self._executor.name, now - before - tick_s
+                )
             if timeout_s is None:
                 continue
             for lane in list(self._lanes):
@@ -303,6 +315,11 @@ class Pump:
             lane.abandoned = True
             self._lanes.discard(lane)
             self._add_lane()
-            log.error("handler %s ignores its cancellation and is left alone; its event is settled as failed", self._executor.name)
-            overdue = TimeoutError(f"the handler ran longer than {self._executor.timeout_s} s and ignored its cancellation")
+            log.error(
+                "handler %s ignores its cancellation and is left alone; its event is settled as failed",
+                self._executor.name,
+            )
+            overdue = TimeoutError(
+                f"the handler ran longer than {self._executor.timeout_s} s and ignored its cancellation"
+            )
             self._take_result(lane.work, [self._executor.judge(d, overdue) for d in lane.deliveries])

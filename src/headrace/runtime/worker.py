@@ -133,7 +133,7 @@ async def _connect(app: App, stop: Stop) -> None:
 async def _drain(pumps: Sequence[Pump], stop: Stop) -> None:
     draining = asyncio.ensure_future(asyncio.gather(*(p.drain(limits.stop_s) for p in pumps)))
     now = asyncio.ensure_future(stop.now.wait())
-    await asyncio.wait([draining, now], return_when=asyncio.FIRST_COMPLETED)
+    await asyncio.wait([draining, now], return_when=asyncio.FIRST_COMPLETED)  # type: ignore[type-var]
     if not draining.done():
         log.warning("stopping now; handlers at work are cut off and their events handed back")
         draining.cancel()

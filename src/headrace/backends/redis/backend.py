@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Sequence
 
 from headrace import limits
@@ -31,6 +32,7 @@ class RedisBackend:
         self._feeds: list[SharedFeed] = []
         self._timers: set[asyncio.TimerHandle] = set()
         self._promotions: set[asyncio.Task[None]] = set()
+        self._registered: set[str] = set()
         self._closed = False
 
     async def open(self) -> None:
@@ -52,14 +54,26 @@ class RedisBackend:
         publisher = self._publishers.get(route.topic)
         if publisher is None:
             publisher = self._publishers[route.topic] = Publisher(self.client, route)
-            await self.client.command("HSETNX", keys.TOPICS, route.topic, route.partitions)
         await publisher.publish(records)
-        soon = min([r.delay_ms for r in records if r.delay_ms], default=0)
-        if soon and soon / 1000 < 2 * limits.lease_s / limits.renewals_per_lease:
-            self._append_when_due(route.topic, soon / 1000)
+        if route.topic not in self._registered:
+            await self._register(route)
+        for record in records:
+            if record.delay_ms or record.at_ms:
+                self._append_when_due(route.topic, record)
 
-    def _append_when_due(self, topic: str, delay_s: float) -> None:
+    async def _register(self, route: Route) -> None:
+        self._registered.add(route.topic)
+        try:
+            await self.client.command("HSETNX", keys.TOPICS, route.topic, route.partitions)
+        except BackendError as e:
+            self._registered.discard(route.topic)
+            log.debug("topic %s could not be put on the list of topics: %s; the next publish does it", route.topic, e)
+
+    def _append_when_due(self, topic: str, record: Record) -> None:
         """A record that is due before the workers' next heartbeats is appended by its publisher, if that is still there."""
+        delay_s = record.at_ms / 1000 - time.time() if record.at_ms else record.delay_ms / 1000
+        if delay_s > 2 * limits.lease_s / limits.renewals_per_lease or len(self._timers) >= limits.publish_buffer_records_max:
+            return
 
         def fire() -> None:
             self._timers.discard(timer)
@@ -67,7 +81,7 @@ class RedisBackend:
             self._promotions.add(task)
             task.add_done_callback(self._promotions.discard)
 
-        timer = asyncio.get_running_loop().call_later(delay_s + 0.001, fire)
+        timer = asyncio.get_running_loop().call_later(max(delay_s, 0.0) + 0.001, fire)
         self._timers.add(timer)
 
     async def _promote(self, topic: str) -> None:

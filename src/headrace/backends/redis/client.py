@@ -25,7 +25,9 @@ class Script(Struct, frozen=True):
 
 def load_script(name: str, text: str | None = None) -> Script:
     """A script of this package by name; `text` replaces its source (the tests break scripts on purpose)."""
-    source = text or resources.files("headrace.backends.redis").joinpath("scripts", f"{name}.lua").read_text(encoding="utf-8")
+    source = text or resources.files("headrace.backends.redis").joinpath("scripts", f"{name}.lua").read_text(
+        encoding="utf-8"
+    )
     return Script(name, source, hashlib.sha1(source.encode()).hexdigest().encode())  # noqa: S324 - the digest that EVALSHA is defined by
 
 
@@ -115,7 +117,9 @@ class Client:
         try:
             await wire.send(packed, len(self.scripts))
         except Refused as e:
-            raise Refused(f"the scripts cannot be loaded: the server must be Redis 7.0 or newer, or Valkey, and the user needs +script|load ({e})") from e
+            raise Refused(
+                f"the scripts cannot be loaded: the server must be Redis 7.0 or newer, or Valkey, and the user needs +script|load ({e})"
+            ) from e
 
     async def aclose(self) -> None:
         """Closes the shared connection. Idempotent."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
+from collections.abc import Callable
 from typing import Any, Final
 
 import hiredis
@@ -21,7 +22,9 @@ from headrace.backends.redis import replies
 from headrace.errors import Closed, ConfigurationError, NotConnected
 from headrace.settings import Settings, redacted
 
-pack = hiredis.pack_command
+Words = tuple[bytes | str | int | float, ...]
+pack: Callable[[Words], bytes] = hiredis.pack_command  # type: ignore[assignment]  # its stub knows only tuples of one word
+"""A command as it travels."""
 _BUFFER_BYTES: Final = 1 << 18
 _WATCH_S: Final = 1.0
 _HIGH_WATER_BYTES: Final = 8 << 20
@@ -56,7 +59,7 @@ class Wire(asyncio.BufferedProtocol):
         """Hands complete replies to their futures, in order."""
         reader, waiting = self._reader, self._waiting
         self._heard = self._loop.time()
-        reader.feed(self._buffer[:nbytes])
+        reader.feed(self._buffer[:nbytes])  # type: ignore[arg-type]  # takes any buffer
         while (reply := reader.gets()) is not False:
             future = waiting.popleft()
             if future.done():
@@ -74,7 +77,9 @@ class Wire(asyncio.BufferedProtocol):
         """Fails everything that still waits: its outcome is unknown."""
         self._watch.cancel()
         if self.closed is None:
-            self.closed = NotConnected(f"{self._where}: the connection was cut ({exc or 'the server hung up'}); connecting again")
+            self.closed = NotConnected(
+                f"{self._where}: the connection was cut ({exc or 'the server hung up'}); connecting again"
+            )
         for future in self._waiting:
             if not future.done():
                 future.set_exception(NotConnected(str(self.closed)))
@@ -134,12 +139,14 @@ async def open_wire(settings: Settings, silence_s: float) -> Wire:
         raise ConfigurationError(f"url: {redacted(settings.url)}: unknown option ({e})") from None
     where = redacted(settings.url)
     try:
-        await asyncio.wait_for(connection.connect(), settings.connect_s)
-    except Exception as e:
+        await asyncio.wait_for(connection.connect(), settings.connect_s)  # type: ignore[no-untyped-call]
+    except Exception as e:  # noqa: BLE001 - from_client raises again what it does not know
         with contextlib.suppress(Exception):  # it never was a connection; the reason is in `e`
             await connection.disconnect(nowait=True)
         raise replies.from_client(e, where) from None
-    writer: asyncio.StreamWriter = connection._writer  # noqa: SLF001 - the seam: redis-py has no public way to hand over its transport
+    writer = connection._writer  # noqa: SLF001 - the seam: redis-py has no public way to hand over its transport
+    if writer is None:
+        raise NotConnected(f"{where}: the connection was cut while it was opened")
     wire = Wire(writer, where, silence_s)
     connection._reader = connection._writer = None  # noqa: SLF001 - or its finalizer would complain about what is ours now
     return wire

@@ -29,7 +29,14 @@ Version = tuple[int, ...]
 
 _SKEW_S: Final = 1.0
 _OLDEST: Final[dict[str, Version]] = {"redis": (7, 0), "valkey": (7, 2)}
-_SETTINGS: Final = ("appendonly", "appendfsync", "no-appendfsync-on-rewrite", "maxmemory-policy", "min-replicas-to-write", "save")
+_SETTINGS: Final = (
+    "appendonly",
+    "appendfsync",
+    "no-appendfsync-on-rewrite",
+    "maxmemory-policy",
+    "min-replicas-to-write",
+    "save",
+)
 _SET: Final = "CONFIG SET "
 _UNVERIFIED: Final = "unverified"
 
@@ -90,7 +97,9 @@ _PATCHES: Final = (
     _Patch("redis", (7, 2), (7, 2, 11), "Lua scripts can run code on the server (CVE-2025-49844)"),
     _Patch("redis", (7, 4), (7, 4, 6), "Lua scripts can run code on the server (CVE-2025-49844)"),
     _Patch("redis", (8, 0), (8, 0, 4), "Lua scripts can run code on the server (CVE-2025-49844)"),
-    _Patch("redis", (8, 2), (8, 2, 9), "users can run code on the server (CVE-2025-49844, CVE-2025-62507, CVE-2026-23479)"),
+    _Patch(
+        "redis", (8, 2), (8, 2, 9), "users can run code on the server (CVE-2025-49844, CVE-2025-62507, CVE-2026-23479)"
+    ),
     _Patch("redis", (8, 4), (8, 4, 6), "users can run code on the server (CVE-2026-23479)"),
     _Patch("redis", (8, 6), (8, 6, 6), "users can run code on the server (CVE-2026-23479)"),
     _Patch("redis", (8, 8), (8, 8, 2), "XREAD and XREADGROUP can pass by ACL rules"),
@@ -184,7 +193,14 @@ def _topology(facts: _Facts, settings: Settings) -> Iterator[Finding]:  # noqa: 
     fix = f"connect to the primary{f', {host}:{port}' if host else ''}: a replica takes no writes"
     yield _judge("role", "violation", facts.role == "primary", facts.role, "primary", fix)
     loading = facts.info.get("loading", "0") != "0"
-    yield _judge("loading", "violation", not loading, "yes" if loading else "no", "no", "wait until the server has loaded its data")
+    yield _judge(
+        "loading",
+        "violation",
+        not loading,
+        "yes" if loading else "no",
+        "no",
+        "wait until the server has loaded its data",
+    )
 
 
 def _append_only_file(facts: _Facts, settings: Settings) -> Iterator[Finding]:
@@ -194,7 +210,11 @@ def _append_only_file(facts: _Facts, settings: Settings) -> Iterator[Finding]:
     elif facts.config is None:
         found = "no"
     else:
-        found = f"no (snapshots only, save {facts.config['save']})" if facts.config.get("save") else "no (nothing is written to disk)"
+        found = (
+            f"no (snapshots only, save {facts.config['save']})"
+            if facts.config.get("save")
+            else "no (nothing is written to disk)"
+        )
     yield _judge("appendonly", severity, facts.aof, found, "yes", f"{_SET}appendonly yes")
     if settings.durability is Durability.RELAXED:
         yield _configured(facts, "appendfsync", severity, ("everysec", "always"))
@@ -203,7 +223,14 @@ def _append_only_file(facts: _Facts, settings: Settings) -> Iterator[Finding]:
         yield _configured(facts, "no-appendfsync-on-rewrite", severity, ("no",))
     if facts.aof:
         write = facts.info.get("aof_last_write_status", "ok")
-        yield _judge("aof_last_write_status", severity, write == "ok", write, "ok", "free or repair the server's disk: it cannot write its AOF")
+        yield _judge(
+            "aof_last_write_status",
+            severity,
+            write == "ok",
+            write,
+            "ok",
+            "free or repair the server's disk: it cannot write its AOF",
+        )
         rewrite = facts.info.get("aof_last_bgrewrite_status", "ok")
         fix = "the AOF was not rewritten and grows: free disk and memory, then BGREWRITEAOF"
         yield _judge("aof_last_bgrewrite_status", "warning", rewrite == "ok", rewrite, "ok", fix)
@@ -238,17 +265,28 @@ def _known_flaws(facts: _Facts, settings: Settings) -> Iterator[Finding]:  # noq
     version = facts.version
     if facts.aof and version < _TORN_UNTIL.get(facts.server, (version[0] + 1,) if version else ()):
         fix = f"after a crash or power cut run {facts.server}-check-aof --fix on the AOF before the server starts, or use Valkey 9.1.2 or newer"
-        yield Finding("torn-aof", ok=False, severity="warning", found=facts.version_text, wanted="Valkey 9.1.2 or newer", fix=fix)
+        yield Finding(
+            "torn-aof", ok=False, severity="warning", found=facts.version_text, wanted="Valkey 9.1.2 or newer", fix=fix
+        )
     for patch in _PATCHES:
         if patch.server == facts.server and patch.series == version[:2] and version < patch.first_good:
             good = ".".join(map(str, patch.first_good))
             fix = f"{patch.what}: upgrade to {good} or newer, unless your distribution has patched {facts.version_text}"
-            yield Finding("security", ok=False, severity="warning", found=facts.version_text, wanted=f"{good} or newer", fix=fix)
+            yield Finding(
+                "security", ok=False, severity="warning", found=facts.version_text, wanted=f"{good} or newer", fix=fix
+            )
 
 
 def _clock(facts: _Facts, settings: Settings) -> Iterator[Finding]:  # noqa: ARG001 - all checks are called alike
     fix = "let NTP set the clocks of this machine and of the server: `at=` and ages are off by the difference, nothing is lost"
-    yield _judge("clock", "warning", abs(facts.skew_s) <= _SKEW_S, f"{facts.skew_s:+.1f} s", f"within {_SKEW_S:.0f} s of ours", fix)
+    yield _judge(
+        "clock",
+        "warning",
+        abs(facts.skew_s) <= _SKEW_S,
+        f"{facts.skew_s:+.1f} s",
+        f"within {_SKEW_S:.0f} s of ours",
+        fix,
+    )
 
 
 _CHECKS: Final[tuple[_Check, ...]] = (_topology, _append_only_file, _replicas, _memory, _known_flaws, _clock)
@@ -264,7 +302,9 @@ def _loss_window(facts: _Facts, settings: Settings) -> str:
             some = "a replica" if settings.replicas == 1 else f"{settings.replicas} replicas"
             return f"A crash, a power cut or the loss of the server loses nothing that was acknowledged, as long as {some} that confirmed it takes over."
     if not facts.aof:
-        return "A crash or restart of the server loses everything since its last snapshot, or everything if it makes none."
+        return (
+            "A crash or restart of the server loses everything since its last snapshot, or everything if it makes none."
+        )
     if (facts.config or {}).get("appendfsync") == "always":
         return "A crash or a power cut loses nothing that was acknowledged, because this server syncs every write (appendfsync always)."
     return "A crash or a power cut loses the last 2 seconds of acknowledged events, more on a slow disk."

@@ -39,7 +39,9 @@ def _text(raw: bytes) -> str:
 def _letter(entry: _Entry) -> Letter:
     """An entry as people look at it; bytes that are no UTF-8 become U+FFFD, `data` stays as it is."""
     token, fields = entry
-    attributes = {_text(name): _text(value) for name, value in zip(fields[::2], fields[1::2], strict=True) if name != b"data"}
+    attributes = {
+        _text(name): _text(value) for name, value in zip(fields[::2], fields[1::2], strict=True) if name != b"data"
+    }
     data = next((value for name, value in zip(fields[::2], fields[1::2], strict=True) if name == b"data"), b"")
     return Letter(_text(token), attributes, data, attributes.get("reason", ""))
 
@@ -58,7 +60,11 @@ def _checked(token: str, others: tuple[str, ...] = (), pattern: re.Pattern[str] 
     """The token if it is one, or one of the words that stand for a place. Raises Refused."""
     if token in others or pattern.fullmatch(token):
         return token
-    forms = ["1700000000000-0 (a stream id)", *(["1700000000000 (Unix milliseconds)"] if pattern is _ID else []), *others]
+    forms = [
+        "1700000000000-0 (a stream id)",
+        *(["1700000000000 (Unix milliseconds)"] if pattern is _ID else []),
+        *others,
+    ]
     raise Refused(f"expected a token like {' or '.join(forms)}, got {token!r}")
 
 
@@ -114,9 +120,14 @@ class RedisInspector(Inspector):
     async def pending(self, topic: str, group: str, count: int = 100) -> Sequence[Held]:
         """What workers hold, oldest entry first: of the topic, and of the group's retry stream."""
         await self._known(topic, group, alive=True)
-        found = await asyncio.gather(*(self._held(key, group, count) for key in (topic.encode(), keys.group(topic, group).retry)))
+        found = await asyncio.gather(
+            *(self._held(key, group, count) for key in (topic.encode(), keys.group(topic, group).retry))
+        )
         rows = sorted((row for rows in found for row in rows), key=lambda row: int(row[0].partition(b"-")[0]))
-        return [Held(_text(token), _text(name.rpartition(b"/")[0] or name), idle / 1e3, times) for token, name, idle, times in rows[:count]]
+        return [
+            Held(_text(token), _text(name.rpartition(b"/")[0] or name), idle / 1e3, times)
+            for token, name, idle, times in rows[:count]
+        ]
 
     async def read(self, topic: str, after: str = "-", count: int = 100) -> Sequence[Letter]:
         """Entries of the topic after a token (`-`: from the first), oldest first.
@@ -155,10 +166,14 @@ class RedisInspector(Inspector):
         begin, end = _checked(first, ("-",)), _checked(last, ("+",))
         copied, seen = 0, 0
         while seen < count:
-            page: list[_Entry] = await self._client.command("XRANGE", stream, begin, end, "COUNT", min(_CHUNK, count - seen))
+            page: list[_Entry] = await self._client.command(
+                "XRANGE", stream, begin, end, "COUNT", min(_CHUNK, count - seen)
+            )
             if not page:
                 return copied, ""
-            copied += await self._client.call("move", (stream, own.retry, own.record), "copy", *(token for token, _ in page))
+            copied += await self._client.call(
+                "move", (stream, own.retry, own.record), "copy", *(token for token, _ in page)
+            )
             seen += len(page)
             begin = _following(_text(page[-1][0]))
         more = await self._client.command("XRANGE", stream, begin, end, "COUNT", 1)
@@ -195,7 +210,9 @@ class RedisInspector(Inspector):
             names_ = sorted(await self._group_names(topic))
             own = keys.group(topic, group)
             if group not in names_ and (alive or not await self._client.command("EXISTS", own.record, own.dead)):
-                raise Refused(f"no group {group!r} on topic {topic!r}; groups: {', '.join(names_) or 'none yet'} (see `headrace groups {topic}`)")
+                raise Refused(
+                    f"no group {group!r} on topic {topic!r}; groups: {', '.join(names_) or 'none yet'} (see `headrace groups {topic}`)"
+                )
         return topic
 
     async def _or_none(self, *words: bytes | str | int) -> Any:
@@ -244,7 +261,9 @@ class RedisInspector(Inspector):
             if "NOGROUP" in str(e) or "no such key" in str(e):
                 return None
             raise
-        added, origin, replayed, handled, dead, dropped, pending, entries_read, delayed, retrying, workers, oldest = reply
+        added, origin, replayed, handled, dead, dropped, pending, entries_read, delayed, retrying, workers, oldest = (
+            reply
+        )
         if entries_read < 0:  # not known, and too much to count: take it that nothing is missing
             settled = handled + dead + dropped + pending + retrying - replayed
             entries_read = max(origin, 0) + settled
@@ -274,7 +293,9 @@ class RedisInspector(Inspector):
             self._client.command("XRANGE", own.retry, "-", "+", "COUNT", 1),
             self._client.command("ZRANGE", own.delayed, 0, 0),
         )
-        return [_origin(fields) or token for token, fields in stream] + [_origin(_netstrings(packed)) for packed in delayed]
+        return [_origin(fields) or token for token, fields in stream] + [
+            _origin(_netstrings(packed)) for packed in delayed
+        ]
 
     async def _held(self, stream: bytes, group: str, count: int) -> list[tuple[bytes, bytes, int, int]]:
         return await self._or_none("XPENDING", stream, group, "-", "+", count) or []

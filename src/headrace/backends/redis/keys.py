@@ -28,7 +28,10 @@ class PartitionKeys(Struct, frozen=True):
     """zset `{P}:delayed`: netstrings of an entry's fields -> Unix ms when it is appended to the stream."""
 
     def producer(self, producer: bytes) -> bytes:
-        """string `{P}:producer:ID`: "epoch seq", the high-water mark of one producer. Time to live: a week after its last publish."""
+        """The key of one producer's mark.
+
+        string `{P}:producer:ID`: "epoch seq", its high-water mark. Time to live: a week after its last publish.
+        """
         return b"{" + self.stream + b"}:producer:" + producer
 
 

@@ -124,4 +124,6 @@ class Presence:
         route = self._sub.route
         more = 1
         while more:
-            _, more = await self._client.call("trim", self._trim_keys, route.retain_events, int(route.retain_s * 1000), 100_000)
+            _, more = await self._client.call(
+                "trim", self._trim_keys, route.retain_events, int(route.retain_s * 1000), 100_000
+            )

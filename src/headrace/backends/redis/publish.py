@@ -146,7 +146,10 @@ class Publisher:
         batch.size += size
         self._buffered += len(records)
         self._buffered_bytes += size
-        if self._buffered >= limits.publish_buffer_records_max or self._buffered_bytes >= limits.publish_buffer_bytes_max:
+        if (
+            self._buffered >= limits.publish_buffer_records_max
+            or self._buffered_bytes >= limits.publish_buffer_bytes_max
+        ):
             self._room.clear()
 
     def _cut(self) -> None:
@@ -186,7 +189,14 @@ class Publisher:
             batch.first, batch.epoch = self._seq + 1, self._epoch
             self._seq += len(batch.records)
         packed = pack(
-            (*self._keys, b"%d" % batch.epoch, b"%d" % batch.first, b"%d" % len(batch.records), *self._tail, *words(batch.records))
+            (
+                *self._keys,
+                b"%d" % batch.epoch,
+                b"%d" % batch.first,
+                b"%d" % len(batch.records),
+                *self._tail,
+                *words(batch.records),
+            )
         )
         reply = wire.send(packed)
         if not self._quorum:
@@ -195,13 +205,14 @@ class Publisher:
         return asyncio.ensure_future(self._confirm(reply, confirmed))
 
     async def _confirm(self, reply: asyncio.Future[Any], confirmed: asyncio.Future[Any]) -> Any:
-        answers = await asyncio.gather(reply, confirmed, return_exceptions=True)
-        for answer in answers:
-            if isinstance(answer, BaseException):
-                raise answer
-        if answers[1] < self._quorum:
-            raise NotConnected(f"{answers[1]} of {self._quorum} replicas confirmed in time; sending again (durability quorum)")
-        return answers[0]
+        await asyncio.wait([reply, confirmed])
+        confirmed.exception()  # if both failed, the first says why
+        answer, replicas = await reply, await confirmed
+        if replicas < self._quorum:
+            raise NotConnected(
+                f"{replicas} of {self._quorum} replicas confirmed in time; sending again (durability quorum)"
+            )
+        return answer
 
     def _landed(self, batch: Batch, reply: asyncio.Future[Any]) -> None:
         self._flying -= 1
@@ -219,7 +230,10 @@ class Publisher:
         """The callers of this batch learn how it went."""
         self._buffered -= len(batch.records)
         self._buffered_bytes -= batch.size
-        if self._buffered < limits.publish_buffer_records_max and self._buffered_bytes < limits.publish_buffer_bytes_max:
+        if (
+            self._buffered < limits.publish_buffer_records_max
+            and self._buffered_bytes < limits.publish_buffer_bytes_max
+        ):
             self._room.set()
         if error is None:
             self._heard = self._loop.time()
@@ -304,7 +318,11 @@ class Publisher:
         own, route = keys.partition(self._stream), self._route
         try:
             await self._client.call(
-                "trim", (own.stream, b""), route.retain_events, int(route.retain_s * 1000), limits.batch_records_max * 10
+                "trim",
+                (own.stream, b""),
+                route.retain_events,
+                int(route.retain_s * 1000),
+                limits.batch_records_max * 10,
             )
         except BackendError as e:
             log.debug("trimming %s: %s", self._stream, e)  # it was only to make room; the publish is repeated anyway

@@ -48,7 +48,11 @@ _NEVER: Final = {
     "NOPROTO": "the server does not speak the protocol asked for",
     "ERR": "the server refused",
 }
-_FAMILIES: Final[tuple[tuple[dict[str, str], type[BackendError]], ...]] = ((_NOT_NOW, NotConnected), (_FULL, Overloaded), (_NEVER, Refused))
+_FAMILIES: Final[tuple[tuple[dict[str, str], type[BackendError]], ...]] = (
+    (_NOT_NOW, NotConnected),
+    (_FULL, Overloaded),
+    (_NEVER, Refused),
+)
 
 
 class ServerSaid(Refused):
@@ -76,7 +80,9 @@ def from_reply(reply: hiredis.ReplyError) -> BackendError:
 def from_client(error: BaseException, where: str) -> BackendError:
     """The error of ours for an exception of the client library or the operating system while connecting to `where`."""
     text = str(error) or type(error).__name__
-    if isinstance(error, client_errors.AuthenticationError | client_errors.AuthorizationError | client_errors.NoPermissionError):
+    if isinstance(
+        error, client_errors.AuthenticationError | client_errors.AuthorizationError | client_errors.NoPermissionError
+    ):
         return Refused(f"{where}: the server does not accept the user name and password of the URL [{text}]")
     if isinstance(error, client_errors.AuthenticationWrongNumberOfArgsError):
         return Refused(f"{where}: the server does not know users; use redis://:password@host [{text}]")

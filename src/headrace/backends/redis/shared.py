@@ -77,6 +77,8 @@ class SharedFeed:
         self._closed: Closed | None = None
         self.dead_workers = True
         """Whether there may be something to take over; at first unknown, so look."""
+        self._fit = limits.first_read_records
+        """How many events like those of the last read make `read_bytes`."""
         self.committed = 0
         self._presence = Presence(client, subscription, self)
 
@@ -138,7 +140,7 @@ class SharedFeed:
             return
         slot = self._free.popleft() if self._free else self._new_slot()
         try:
-            reply = await self._read(slot, limit, wait_s)
+            reply = await self._read(slot, min(limit, self._fit), wait_s)
         except ServerSaid as e:
             self._free.append(slot)
             if e.code != "NOGROUP":
@@ -154,6 +156,8 @@ class SharedFeed:
         if not reply:
             self._free.append(slot)
             return
+        largest = max([len(value) for _, entries in reply for value in (entries[0][1][-1], entries[-1][1][-1])])
+        self._fit = max(self._sub.read_bytes // (largest + 1), 1)
         for stream, entries in reply:
             hold = slot.main if stream == self._own.stream else slot.retry
             hold.held += len(entries)
@@ -207,11 +211,21 @@ class SharedFeed:
         if lost is None:
             self.dead_workers = bool(taken)
         if gone:
-            log.error("topic %s, group %s: %d events were deleted on the server before they were handled", self._topic, self._sub.group, gone)
+            log.error(
+                "topic %s, group %s: %d events were deleted on the server before they were handled",
+                self._topic,
+                self._sub.group,
+                gone,
+            )
         if not taken:
             return
         if lost is None:
-            log.warning("topic %s, group %s: took over %d events of a worker that died", self._topic, self._sub.group, len(taken))
+            log.warning(
+                "topic %s, group %s: took over %d events of a worker that died",
+                self._topic,
+                self._sub.group,
+                len(taken),
+            )
         killers: list[Settled] = []
         for source, deaths, id_, fields in taken:
             hold = slot.main if source == 1 else slot.retry
@@ -223,7 +237,12 @@ class SharedFeed:
             else:
                 self._ahead.append(delivery)
         if killers:
-            log.error("topic %s, group %s: an event that %d workers died with was dead-lettered", self._topic, self._sub.group, limits.deaths_max)
+            log.error(
+                "topic %s, group %s: an event that %d workers died with was dead-lettered",
+                self._topic,
+                self._sub.group,
+                limits.deaths_max,
+            )
             await self.commit(killers)
 
     # Settling
@@ -279,18 +298,25 @@ class SharedFeed:
             return ()
         why = dict(zip(refused[::2], refused[1::2], strict=True))
         gone = set(lost)
-        return [
-            Unsettled(one, why.get(token, b"").decode(errors="replace"))
-            for one, token in ((o, o.token if isinstance(o, Delivery) else o.delivery.token) for o in (*plain, *rich))
-            if token in gone or token in why
+        unsettled = [Unsettled(d) for d in plain if d.token in gone]
+        unsettled += [
+            Unsettled(s, why.get(s.delivery.token, b"").decode(errors="replace"))
+            for s in rich
+            if s.delivery.token in gone or s.delivery.token in why
         ]
+        return unsettled
 
     def _commit_refused(self, error: ServerSaid, settled: Sequence[Settled]) -> Sequence[Unsettled]:
         if error.code == "NOSCRIPT":
             self._client.drop()
             raise NotConnected("the server has forgotten the scripts; loading them again") from error
         if error.code == "NOGROUP":
-            log.error("topic %s, group %s: the group is gone from the server; %d events could not be settled", self._topic, self._sub.group, len(settled))
+            log.error(
+                "topic %s, group %s: the group is gone from the server; %d events could not be settled",
+                self._topic,
+                self._sub.group,
+                len(settled),
+            )
             return [Unsettled(one) for one in settled]
         raise error
 
@@ -309,11 +335,20 @@ class SharedFeed:
             self._wire.close()
         try:
             while await self._client.call(
-                "leave", (self._own.stream, self._keys.retry, self._keys.workers), self._group, self._sub.consumer, limits.batch_records_max
+                "leave",
+                (self._own.stream, self._keys.retry, self._keys.workers),
+                self._group,
+                self._sub.consumer,
+                limits.batch_records_max,
             ):
                 pass
         except BackendError as e:
-            log.warning("topic %s, group %s: %s. What this worker held is taken over when its lease ends", self._topic, self._sub.group, e)
+            log.warning(
+                "topic %s, group %s: %s. What this worker held is taken over when its lease ends",
+                self._topic,
+                self._sub.group,
+                e,
+            )
 
     def abandon(self) -> None:
         """Dies like a killed process: nothing is handed back, the lease is no longer renewed. For tests."""

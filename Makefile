@@ -1,0 +1,36 @@
+# The few commands that run everything. CI runs the same ones.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: help demo test check bench clean install
+.DEFAULT_GOAL := help
+
+help: ## what can be made
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/'
+
+$(STAMP): pyproject.toml tools/venv.sh
+	@PYTHON="$(PYTHON)" bash tools/venv.sh $(VENV)
+	@touch $(STAMP)
+
+install: $(STAMP) ## installs into .venv (all others do this by themselves)
+
+demo: $(STAMP) ## 336,776 real events through workers that are killed on the way
+	@$(BIN)/headrace demo $(ARGS)
+
+test: $(STAMP) ## every test, on real servers
+	@bash tools/servers.sh
+	@$(BIN)/python -m pytest -q $(ARGS)
+
+check: $(STAMP) ## lint, format, types
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+bench: $(STAMP) ## rates and latencies, with yardsticks beside them (QUICK=1: a minute)
+	@bash tools/servers.sh
+	@$(BIN)/python -m bench $(if $(QUICK),--quick) $(ARGS)
+
+clean: ## removes what was installed or cached
+	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache dist

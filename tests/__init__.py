@@ -1,0 +1,1 @@
+"""Tests of Headrace: on real servers, in random order, warnings are errors."""
