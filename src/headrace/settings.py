@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from enum import StrEnum
-from urllib.parse import urlsplit, urlunsplit
 
 import msgspec
 from msgspec import Struct
@@ -61,11 +60,10 @@ def redacted(url: str) -> str:
     """The URL without its secrets, for people and logs."""
     if not url:
         return "embedded"
-    parts = urlsplit(url)
-    host = parts.netloc.rpartition("@")
-    return urlunsplit(
-        (parts.scheme, ("***@" if host[1] else "") + host[2], parts.path, "***" if parts.query else "", "")
-    )
+    scheme, _, rest = url.partition("://")
+    place, question, _ = rest.partition("?")
+    secret, at_sign, host = place.rpartition("@")
+    return f"{scheme}://{'***@' if secret or at_sign else ''}{host}{'?***' if question else ''}"
 
 
 def at(settings: Settings, url: str) -> Settings:

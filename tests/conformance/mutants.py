@@ -5,388 +5,61 @@ A mutant's docstring says what is wrong with it.
 
 from __future__ import annotations
 
-import heapq
-from collections.abc import Iterable, Sequence
-from itertools import chain
+from collections.abc import Mapping
 from typing import Final
 
-from headrace.backends.contract import Delivery, Effect, Record, Settled, Settlement, Subscription, Unsettled, derived_id
 from headrace.backends.memory import MemoryServer
-from headrace.backends.memory_state import Delayed, Entry, Fields, Group, Pending, Topic, Worker, copy_of
-
-
-class AckBeforeCommit(MemoryServer):
-    """An event is settled when it is taken: what a dead worker held is lost."""
-
-    def _hold(self, group: Group, pending: Pending) -> None:
-        group.handled += 1
-
-    def _wins(self, group: Group, token: bytes) -> bool:
-        group.handled -= 1
-        return True
-
-
-class NoGate(MemoryServer):
-    """A late commit is applied although another worker has settled the events."""
-
-    def _wins(self, group: Group, token: bytes) -> bool:
-        return True
-
-
-class OutputBeforeGate(MemoryServer):
-    """Outputs are written before it is known whether the commit wins."""
-
-    def _settle(self, group: Group, one: Settled, settlement: Settlement) -> Unsettled | None:
-        for n, (route, record) in enumerate(settlement.outputs):
-            self._accept(self.open(route), record, derived_id(settlement.delivery, group.name, n))
-        return super()._settle(group, one, Settlement(settlement.delivery, settlement.verdict, (), settlement.effects, settlement.delay_ms))
-
-
-class EffectBeforeGate(MemoryServer):
-    """Effects are written before it is known whether the commit wins."""
-
-    def _settle(self, group: Group, one: Settled, settlement: Settlement) -> Unsettled | None:
-        if settlement.effects and not self._wins(group, settlement.delivery.token):
-            self.data.apply(settlement.effects)
-        return super()._settle(group, one, settlement)
-
-
-class EffectsHalfWritten(MemoryServer):
-    """Effects are not validated beforehand: those before the refused one stay."""
-
-    def _effects(self, effects: Sequence[Effect]) -> str:
-        return next((why for why in (self.data.apply([e]) for e in effects) if why), "")
-
-
-class EffectsIgnored(MemoryServer):
-    """What cannot be written is dropped in silence, and its event is settled."""
-
-    def _effects(self, effects: Sequence[Effect]) -> str:
-        super()._effects(effects)
-        return ""
-
-
-class RefusedIsLost(MemoryServer):
-    """An event whose writes are refused is settled all the same."""
-
-    def _settle(self, group: Group, one: Settled, settlement: Settlement) -> Unsettled | None:
-        answer = super()._settle(group, one, settlement)
-        if answer is not None and answer.refused:
-            group.pending.pop(settlement.delivery.token)
-        return answer
-
-
-class NoIds(MemoryServer):
-    """A caller-given id does not drop repeats."""
-
-    def _new_id(self, topic: Topic, id_: bytes) -> bool:
-        return True
-
-
-class IdsForEver(MemoryServer):
-    """A caller-given id is never forgotten."""
-
-    def _new_id(self, topic: Topic, id_: bytes) -> bool:
-        fresh = id_ not in topic.ids
-        topic.ids[id_] = float("inf")
-        return fresh
-
-
-class RetryLost(MemoryServer):
-    """A retry's original is settled and its copy is not written."""
-
-    def _retry(self, group: Group, delivery: Delivery, settlement: Settlement) -> None:
-        return
-
-
-class RetryAtOnce(MemoryServer):
-    """A retry does not wait for its delay."""
-
-    def _retry(self, group: Group, delivery: Delivery, settlement: Settlement) -> None:
-        super()._retry(group, delivery, Settlement(delivery, settlement.verdict, reason=settlement.reason))
-
-
-class RetryForgetsAttempts(MemoryServer):
-    """Every retry is the second attempt."""
-
-    def _retry(self, group: Group, delivery: Delivery, settlement: Settlement) -> None:
-        heapq.heappush(group.delayed, Delayed(self.now() + settlement.delay_ms / 1000, self._next(), copy_of(delivery, 2), 2))
-
-
-class RetryWithNewId(MemoryServer):
-    """A retry is another event."""
-
-    def _again(self, group: Group, fields: Fields, attempt: int) -> None:
-        super()._again(group, (b"id", self._token(), *fields[2:]), attempt)
-
-
-class RetryForEveryGroup(MemoryServer):
-    """A retry is published again, so other groups get the event twice."""
-
-    def _retry(self, group: Group, delivery: Delivery, settlement: Settlement) -> None:
-        topic = next(t for t in self.topics.values() if t.groups.get(group.name) is group)
-        heapq.heappush(topic.delayed, Delayed(self.now() + settlement.delay_ms / 1000, self._next(), copy_of(delivery, 2)))
-        group.handled += 1
-
-
-class ReturnBurnsAttempt(MemoryServer):
-    """To hand an event back costs an attempt."""
-
-    def _return(self, group: Group, delivery: Delivery) -> None:
-        self._again(group, copy_of(delivery, delivery.attempt + 1), delivery.attempt + 1)
-
-
-class ReturnIsLost(MemoryServer):
-    """An event that is handed back is gone."""
-
-    def _return(self, group: Group, delivery: Delivery) -> None:
-        return
-
-
-class DeadWithoutBytes(MemoryServer):
-    """Dead letters do not keep the event's body."""
-
-    def _rest(self, group: Group, fields: Fields) -> None:
-        super()._rest(group, (*fields[:-1], b""))
-
-
-class DeadWithoutReason(MemoryServer):
-    """Dead letters do not say why."""
-
-    def _rest(self, group: Group, fields: Fields) -> None:
-        pairs = zip(fields[::2], fields[1::2], strict=True)
-        super()._rest(group, tuple(chain.from_iterable((n, v) for n, v in pairs if n != b"reason")))
-
-
-class DeadComesAgain(MemoryServer):
-    """A dead letter is handed out as well."""
-
-    def _rest(self, group: Group, fields: Fields) -> None:
-        super()._rest(group, fields)
-        self._again(group, fields, 1)
-
-
-class TakeoverTooEarly(MemoryServer):
-    """A worker is taken for dead before its lease ends."""
-
-    def _dead(self, worker: Worker) -> bool:
-        return not worker.alive
-
-
-class TakeoverOfTheLiving(MemoryServer):
-    """An event's own timeout decides: what a live worker handles for long is given to another."""
-
-    def _orphans(self, group: Group) -> Sequence[Pending]:
-        return [p for p in group.pending.values() if self.now() - p.since_s > group.workers[p.worker].lease_s]
-
-
-class NoTakeover(MemoryServer):
-    """What a dead worker held is stuck."""
-
-    def _dead(self, worker: Worker) -> bool:
-        return False
-
-
-class TakeoverFromOtherGroups(MemoryServer):
-    """A worker takes over what another group's dead worker held."""
-
-    def _orphans(self, group: Group) -> Sequence[Pending]:
-        topic = next(t for t in self.topics.values() if group in t.groups.values())
-        others = [p for g in topic.groups.values() for p in super(TakeoverFromOtherGroups, self)._orphans(g)]
-        group.pending.update({p.entry.token: p for p in others})
-        return others
-
-
-class TakeoverCostsAttempt(MemoryServer):
-    """Dying workers use up an event's attempts."""
-
-    def _take_over(self, group: Group, worker: str, limit: int) -> Sequence[Entry]:
-        return [Entry(e.token, e.fields, e.at_s, e.place, e.attempt + 1) for e in super()._take_over(group, worker, limit)]
-
-
-class PoisonForEver(MemoryServer):
-    """An event that kills workers is handed out again and again."""
-
-    def _bury(self, group: Group, held: Pending) -> None:
-        held.deliveries = 4
-        group.workers["next"] = Worker(0.0, alive=False)
-        held.worker = "next"
-
-
-class PoisonInCompany(MemoryServer):
-    """An event that kills workers takes others with it every time."""
-
-    def _take_over(self, group: Group, worker: str, limit: int) -> Sequence[Entry]:
-        return [e for _ in range(limit) for e in super(PoisonInCompany, self)._take_over(group, worker, limit)]
-
-
-class HandBackIsLost(MemoryServer):
-    """What a worker held when it left is gone."""
-
-    def _hand_back(self, group: Group, entry: Entry) -> None:
-        return
-
-
-class HandBackBurnsAttempt(MemoryServer):
-    """A restart of a worker costs its events an attempt."""
-
-    def _hand_back(self, group: Group, entry: Entry) -> None:
-        self._again(group, copy_of(entry, entry.attempt + 1), entry.attempt + 1)
-
-
-class NoHandBack(MemoryServer):
-    """A worker that leaves keeps its lease until it ends."""
-
-    def leave(self, subscription: Subscription) -> None:
-        self.silence(subscription)
-
-
-class TrimsPending(MemoryServer):
-    """Trimming looks at what groups have read, not at what they have settled."""
-
-    def _keep_from(self, topic: Topic) -> int:
-        return min(g.place for g in topic.groups.values())
-
-
-class TrimsForTheFastest(MemoryServer):
-    """Trimming looks at the fastest group, and the slow one loses events."""
-
-    def _keep_from(self, topic: Topic) -> int:
-        return max(g.place for g in topic.groups.values())
-
-
-class NeverTrims(MemoryServer):
-    """Nothing is ever trimmed."""
-
-    def trim(self, topic: Topic) -> None:
-        return
-
-
-class NoCap(MemoryServer):
-    """A topic grows without bound."""
-
-    def _require_room(self, topic: Topic, count: int) -> None:
-        return
-
-
-class DropsAtTheCap(MemoryServer):
-    """A full topic drops its oldest events, as XADD with MAXLEN does."""
-
-    def _require_room(self, topic: Topic, count: int) -> None:
-        excess = max(len(topic.entries) + count - topic.route.cap_events, 0)
-        del topic.entries[:excess]
-        topic.trimmed += excess
-
-
-class CapAfterWrite(MemoryServer):
-    """A publish that is refused for want of room has been written in part."""
-
-    def _require_room(self, topic: Topic, count: int) -> None:
-        room = topic.route.cap_events - len(topic.entries)
-        for _ in range(room if room < count else 0):
-            self._append(topic, (b"data", b"part"))
-        super()._require_room(topic, count)
-
-
-class PromotesEarly(MemoryServer):
-    """What is delayed becomes due at the next look."""
-
-    def _due(self, heap: list[Delayed]) -> Iterable[Delayed]:
-        while heap:
-            yield heapq.heappop(heap)
-
-
-class DelayIgnored(MemoryServer):
-    """Delayed events are appended at once."""
-
-    def _accept(self, topic: Topic, record: Record, id_: bytes) -> None:
-        super()._accept(topic, Record(record.body, record.type, record.key, record.id, record.headers), id_)
-
-
-class DelayedTwice(MemoryServer):
-    """What is due is appended and stays delayed, once."""
-
-    def _due(self, heap: list[Delayed]) -> Iterable[Delayed]:
-        for delayed in list(super()._due(heap)):
-            yield delayed
-            if delayed.number > 0:
-                heapq.heappush(heap, Delayed(delayed.due_s, -1, delayed.fields, delayed.attempt))
-
-
-class LimitIgnored(MemoryServer):
-    """take() gives whatever is there."""
-
-    def take(self, subscription: Subscription, limit: int) -> Sequence[Delivery]:
-        return super().take(subscription, 1_000)
-
-
-class NoGroups(MemoryServer):
-    """Groups share their place: what one has read the other never gets."""
-
-    def _take_new(self, topic: Topic, group: Group, worker: str, limit: int) -> Sequence[Entry]:
-        taken = super()._take_new(topic, group, worker, limit)
-        for other in topic.groups.values():
-            other.place = group.place
-        return taken
-
-
-class NoSharing(MemoryServer):
-    """Every worker of a group gets everything."""
-
-    def join(self, subscription: Subscription) -> None:
-        super().join(subscription)
-        group = self._group(subscription)
-        group.place = group.origin
-
-
-class StartAgain(MemoryServer):
-    """`start` counts for every worker, not only for the one that creates the group."""
-
-    def join(self, subscription: Subscription) -> None:
-        super().join(subscription)
-        topic, group = self.open(subscription.route), self._group(subscription)
-        if subscription.start == "latest":
-            group.place = topic.added
-
-
-class AlwaysEarliest(MemoryServer):
-    """`start` is ignored."""
-
-    def join(self, subscription: Subscription) -> None:
-        route, group, consumer = subscription.route, subscription.group, subscription.consumer
-        super().join(Subscription(route, group, consumer, lease_s=subscription.lease_s))
-
-
-class HeadersLost(MemoryServer):
-    """Empty attributes are left out."""
-
-    def _append(self, topic: Topic, fields: Fields) -> None:
-        pairs = zip(fields[::2], fields[1::2], strict=True)
-        super()._append(topic, tuple(chain.from_iterable((n, v) for n, v in pairs if v or n == b"data")))
-
-
-class CommitStopsAtTheFirst(MemoryServer):
-    """One delivery that cannot be settled keeps those after it from being settled."""
-
-    def _settle(self, group: Group, one: Settled, settlement: Settlement) -> Unsettled | None:
-        answer = super()._settle(group, one, settlement)
-        if answer is not None:
-            group.workers["stopped"] = Worker(0.0)
-        return answer
-
-    def _wins(self, group: Group, token: bytes) -> bool:
-        return "stopped" not in group.workers and super()._wins(group, token)
-
-
-class HandledNotCounted(MemoryServer):
-    """The ledger forgets what was handled with outputs."""
-
-    def _end(self, group: Group, settlement: Settlement) -> None:
-        super()._end(group, settlement)
-        group.handled -= bool(settlement.outputs)
-
-
-MUTANTS: Final[tuple[type[MemoryServer], ...]] = tuple(
-    one for one in list(globals().values()) if isinstance(one, type) and issubclass(one, MemoryServer) and one is not MemoryServer
-)
-"""Every one of them."""
+from tests.conformance import mutants_giving as giving
+from tests.conformance import mutants_settling as settling
+
+MUTANTS: Final[Mapping[type[MemoryServer], str]] = {
+    settling.AckBeforeCommit: "the_events_of_a_dead_worker_are_taken_over",
+    settling.NoGate: "a_late_commit_writes_nothing",
+    settling.OutputBeforeGate: "a_late_commit_writes_nothing",
+    settling.EffectBeforeGate: "a_late_commit_writes_nothing",
+    settling.EffectsHalfWritten: "a_wrong_type_is_refused",
+    settling.EffectsIgnored: "a_wrong_type_is_refused",
+    settling.RefusedIsLost: "a_wrong_type_is_refused",
+    settling.NoIds: "a_repeated_id_is_dropped",
+    settling.IdsForEver: "an_id_is_forgotten_after_its_window",
+    settling.RetryLost: "a_retry_comes_after_its_delay",
+    settling.RetryAtOnce: "a_retry_comes_after_its_delay",
+    settling.RetryForgetsAttempts: "a_retry_comes_after_its_delay",
+    settling.RetryWithNewId: "a_retry_comes_after_its_delay",
+    settling.RetryForEveryGroup: "a_retry_comes_after_its_delay",
+    settling.ReturnBurnsAttempt: "a_returned_event_is_there_at_once",
+    settling.ReturnIsLost: "a_returned_event_is_there_at_once",
+    settling.DeadWithoutBytes: "a_dead_letter_keeps_everything",
+    settling.DeadWithoutReason: "a_dead_letter_keeps_everything",
+    settling.DeadComesAgain: "a_dead_letter_keeps_everything",
+    giving.TakeoverTooEarly: "the_events_of_a_dead_worker_are_taken_over",
+    giving.TakeoverOfTheLiving: "a_long_handler_keeps_its_events",
+    giving.NoTakeover: "the_events_of_a_dead_worker_are_taken_over",
+    giving.TakeoverFromOtherGroups: "groups_do_not_take_over_from_each_other",
+    giving.TakeoverCostsAttempt: "the_events_of_a_dead_worker_are_taken_over",
+    giving.PoisonForEver: "an_event_that_kills_workers_ends_in_the_dead_letters",
+    giving.PoisonInCompany: "an_event_that_kills_workers_ends_in_the_dead_letters",
+    giving.HandBackIsLost: "closing_a_feed_hands_back_at_once",
+    giving.HandBackBurnsAttempt: "closing_a_feed_hands_back_at_once",
+    giving.NoHandBack: "closing_a_feed_hands_back_at_once",
+    giving.TrimsPending: "what_a_group_needs_is_not_trimmed",
+    giving.TrimsForTheFastest: "what_a_group_needs_is_not_trimmed",
+    giving.NeverTrims: "settled_events_are_trimmed",
+    giving.NoCap: "a_full_topic_refuses_more",
+    giving.DropsAtTheCap: "a_full_topic_refuses_more",
+    giving.CapAfterWrite: "a_full_topic_refuses_more",
+    giving.PromotesEarly: "a_delayed_event_comes_when_it_is_due",
+    giving.DelayIgnored: "a_delayed_event_comes_when_it_is_due",
+    giving.DelayedTwice: "delayed_events_come_in_order_of_time",
+    giving.LimitIgnored: "take_respects_its_limit",
+    giving.NoGroups: "every_group_gets_everything",
+    giving.NoSharing: "workers_of_a_group_share",
+    giving.StartAgain: "earliest_begins_with_what_is_there",
+    giving.AlwaysEarliest: "latest_begins_with_what_comes",
+    giving.HeadersLost: "events_arrive_in_order_with_their_fields",
+    giving.CommitStopsAtTheFirst: "a_mixed_batch_settles_what_is_still_ours",
+    giving.HandledNotCounted: "one_commit_settles_in_every_way",
+    giving.PublishesTwice: "publishing_needs_no_group",
+    giving.NewestFirst: "events_arrive_in_order_with_their_fields",
+}
+"""Each of them, and a scenario that catches it."""

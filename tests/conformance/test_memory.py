@@ -58,6 +58,7 @@ def test_virtual_time_tells_what_is_due_and_when_all_is_done() -> None:
         feed = await backend.subscribe(Subscription(ORDERS, "g", "w"))
         assert server.idle()
         due = server.next_due()
+        assert due is not None
         assert due == pytest.approx(server.now() + 5)
         server.advance(due - server.now())
         assert not server.idle()

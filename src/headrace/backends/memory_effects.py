@@ -149,10 +149,9 @@ class RedisData:
 
     def _get(self, key: bytes, kind: type[_T]) -> _T:
         """The value of a key whose type was checked; made if absent."""
-        found = self._values.get(key)
-        if found is None:
-            found = self._values[key] = kind()
-        assert isinstance(found, kind)
+        found = self._values.setdefault(key, kind())
+        if not isinstance(found, kind):
+            raise TypeError(f"{key!r} holds a {type(found).__name__}, not a {kind.__name__}")
         return found
 
     def _one(self, effect: Effect) -> None:

@@ -18,11 +18,13 @@ _LAST: Final = (1 << 64) - 1
 Place = tuple[int, int]
 """A token, comparable."""
 
+_ENDS: Final[dict[str, Place]] = {"-": (0, 0), "+": (_LAST, _LAST)}
+
 
 def _place(token: str, number: int = 0) -> Place:
     """`ms-number` or `ms`, which stands for its `number`; `-` and `+` for the first and the last. Raises Refused."""
-    if token in ("-", "+"):
-        return (0, 0) if token == "-" else (_LAST, _LAST)
+    if token in _ENDS:
+        return _ENDS[token]
     found = _ID.fullmatch(token)
     if found is None:
         raise Refused(f"expected a token like 1767225600000-1, got {token!r}")

@@ -60,9 +60,8 @@ def _run(args: argparse.Namespace) -> int:
         )
     for group in app.groups.values():
         group.lanes = args.lanes or group.lanes
-    logging.basicConfig(
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
-    )  # unless the app has its own
+    # Only where the app has not set up logging of its own.
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     if logging.getLogger("headrace").level == logging.NOTSET:
         logging.getLogger("headrace").setLevel(logging.INFO)
     return worker.main(app, args.parent_pipe)

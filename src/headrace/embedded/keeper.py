@@ -28,13 +28,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
 
-HELD: Final = 75
-"""Exit code: another keeper has the directory."""
+HELD: Final = 75  # exit code: another keeper has the directory
 
 grace_s: Final = 2.0
 """How long a server without users is kept for the next one."""
-tick_s: Final = 0.25
-"""How often the keeper looks for users. The death of the server wakes it at once."""
+tick_s: Final = 0.25  # how often it looks for users; the death of the server wakes it at once
 tick_starting_s: Final = 0.02
 steady_s: Final = 5.0
 """A server that was up this long is healthy: earlier failures no longer count."""
@@ -46,8 +44,7 @@ pause_max_s: Final = 2.0
 stop_s: Final = 10.0
 """How long a server may take to stop before it is killed (the next start then repairs)."""
 ping_s: Final = 1.0
-socket_bytes_max: Final = 100
-"""The kernel's limit for a socket's path is 107 bytes."""
+socket_bytes_max: Final = 100  # the kernel takes 107
 
 
 class State(NamedTuple):
@@ -203,7 +200,7 @@ class Keeper:
 
     def note(self, phase: str, error: str = "") -> None:
         """Tell the users. A full disk must not end the keeper, so a failure is only logged."""
-        plan, pid = self.plan, self.child.pid if self.child is not None else 0
+        plan, pid = self.plan, self.child.pid if self.child else 0
         state = State(
             phase, self.socket, plan.binary, plan.version, plan.options, os.getpid(), pid, self.restarts, error
         )

@@ -33,8 +33,9 @@ class _Child:
     def reap(self) -> int | None:
         """The exit code once it is dead."""
         code = self.process.poll()
-        if code is not None:
+        if code is not None and self.pipe >= 0:
             os.close(self.pipe)
+            self.pipe = -1
         return code
 
 
@@ -51,7 +52,7 @@ def supervise(target: str, workers: int, arguments: Sequence[str] = ()) -> int:
 
     previous = {n: signal.signal(n, ask) for n in (signal.SIGTERM, signal.SIGINT)}
     children = [_Child(command) for _ in range(workers)]
-    pauses = [0.0] * workers
+    pauses, again_at = [0.0] * workers, [0.0] * workers
     try:
         while not asked:
             time.sleep(0.1)
@@ -61,11 +62,14 @@ def supervise(target: str, workers: int, arguments: Sequence[str] = ()) -> int:
                     continue
                 if code in (_REFUSED, _WRONG):
                     return code
-                steady = time.monotonic() - child.started > _STEADY_S
-                pauses[i] = 0.0 if steady else min(max(pauses[i] * 2, limits.retry_first_s), 10.0)
-                log.warning("worker process %d ended with %s; starting another", child.process.pid, _said(code))
-                time.sleep(pauses[i])
-                children[i] = _Child(command)
+                if not again_at[i]:
+                    steady = time.monotonic() - child.started > _STEADY_S
+                    pauses[i] = 0.0 if steady else min(max(pauses[i] * 2, limits.retry_first_s), 10.0)
+                    again_at[i] = time.monotonic() + pauses[i]
+                    log.warning("worker process %d ended with %s; starting another", child.process.pid, _said(code))
+                if time.monotonic() >= again_at[i]:
+                    again_at[i] = 0.0
+                    children[i] = _Child(command)
         return 0
     finally:
         _stop(children, asked)

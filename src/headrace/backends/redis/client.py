@@ -113,13 +113,14 @@ class Client:
             self._wire.close()
 
     async def _load(self, wire: Wire) -> None:
-        packed = b"".join(pack((b"SCRIPT", b"LOAD", s.text)) for s in self.scripts.values())
-        try:
-            await wire.send(packed, len(self.scripts))
-        except Refused as e:
-            raise Refused(
-                f"the scripts cannot be loaded: the server must be Redis 7.0 or newer, or Valkey, and the user needs +script|load ({e})"
-            ) from e
+        replies = [wire.send(pack((b"SCRIPT", b"LOAD", s.text))) for s in self.scripts.values()]
+        for answer in await asyncio.gather(*replies, return_exceptions=True):
+            if isinstance(answer, ServerSaid) and answer.code == "ERR":
+                raise Refused(
+                    f"the server does not take our scripts: it must be Redis 7.0 or newer, or Valkey 7.2 or newer ({answer})"
+                ) from answer
+            if isinstance(answer, BaseException):
+                raise answer
 
     async def aclose(self) -> None:
         """Closes the shared connection. Idempotent."""

@@ -86,16 +86,15 @@ class Wire(asyncio.BufferedProtocol):
                 future.exception()  # a reply that nobody awaits any more is not worth a warning
         self._waiting.clear()
 
-    def send(self, packed: bytes, replies_due: int = 1) -> asyncio.Future[Any]:
-        """Writes now; the future is that of the last of `replies_due` replies. Raises NotConnected or Closed if the connection is gone."""
+    def send(self, packed: bytes) -> asyncio.Future[Any]:
+        """Writes a command now; the future is its reply. Raises NotConnected or Closed if the connection is gone."""
         if self.closed is not None:
             raise type(self.closed)(str(self.closed))
         if not self._waiting:
             self._heard = self._loop.time()
         self._transport.write(packed)
-        for _ in range(replies_due):
-            future = self._loop.create_future()
-            self._waiting.append(future)
+        future = self._loop.create_future()
+        self._waiting.append(future)
         return future
 
     def close(self) -> None:

@@ -37,6 +37,9 @@ class Batch(Struct):
 
     records: list[Record]
     waiters: list[asyncio.Future[None]]
+    """Those whose last record is in this batch."""
+    hopeful: list[asyncio.Future[None]]
+    """Those with further records behind it: they learn only of its failure."""
     size: int = 0
     deadline: float = 0.0
     first: int = 0
@@ -102,7 +105,7 @@ class Publisher:
         self._keys = (*head, own.stream, own.producer(self._producer), own.delayed, own.ids, self._producer)
         self._tail = (b"%d" % route.cap_events, b"%d" % limits.producer_idle_s, b"%d" % int(route.id_window_s * 1000))
         self._route = route
-        self._filling = Batch([], [])
+        self._filling = Batch([], [], [])
         self._full: deque[Batch] = deque()
         self._sent: deque[Batch] = deque()
         self._flying = 0
@@ -122,12 +125,13 @@ class Publisher:
             await self._room.wait()
         done = self._loop.create_future()
         for start in range(0, len(records), limits.publish_records):
-            self._add(records[start : start + limits.publish_records])
+            self._add(records[start : start + limits.publish_records], done)
+        self._filling.hopeful.pop()
         self._filling.waiters.append(done)
         self._schedule()
         await done
 
-    def _add(self, records: Sequence[Record]) -> None:
+    def _add(self, records: Sequence[Record], caller: asyncio.Future[None]) -> None:
         size = sum([len(r.body) for r in records])
         batch = self._filling
         if batch.records and (
@@ -137,12 +141,13 @@ class Publisher:
             batch = self._filling
         if size > limits.batch_bytes_max and len(records) > 1:
             half = len(records) // 2
-            self._add(records[:half])
-            self._add(records[half:])
+            self._add(records[:half], caller)
+            self._add(records[half:], caller)
             return
         if not batch.records:
             batch.deadline = self._loop.time() + self._client.settings.publish_wait_s
         batch.records += records
+        batch.hopeful.append(caller)
         batch.size += size
         self._buffered += len(records)
         self._buffered_bytes += size
@@ -154,7 +159,7 @@ class Publisher:
 
     def _cut(self) -> None:
         self._full.append(self._filling)
-        self._filling = Batch([], [])
+        self._filling = Batch([], [], [])
 
     def _schedule(self) -> None:
         if not self._scheduled and self._recovery is None and self._flying < limits.publish_window:
@@ -238,7 +243,7 @@ class Publisher:
         if error is None:
             self._heard = self._loop.time()
             self._acknowledged = batch.first + len(batch.records) - 1
-        for waiter in batch.waiters:
+        for waiter in batch.waiters if error is None else (*batch.waiters, *batch.hopeful):
             if not waiter.done():
                 if error is None:
                     waiter.set_result(None)
@@ -332,7 +337,7 @@ class Publisher:
             self._settle(batch, error)
         self._sent.clear()
         self._full.clear()
-        self._filling = Batch([], [])
+        self._filling = Batch([], [], [])
 
     def close(self) -> None:
         """Fails what is still waiting with Closed."""

@@ -249,10 +249,16 @@ class SharedFeed:
 
     async def commit(self, settled: Sequence[Settled]) -> Sequence[Unsettled]:
         """See contract.Feed."""
+        unsettled: list[Unsettled] = []
         by_hold: dict[Hold, tuple[list[Delivery], list[Settlement]]] = {}
         hold, plain, rich = None, list[Delivery](), list[Settlement]()
         for one in settled:
-            own = one.batch if type(one) is Delivery else one.delivery.batch  # type: ignore[union-attr]
+            delivery = one if type(one) is Delivery else one.delivery  # type: ignore[union-attr]
+            own = delivery.batch
+            if own is None:  # settled before, or on its way
+                unsettled.append(Unsettled(one))
+                continue
+            delivery.batch = None
             if own is not hold:
                 hold = own
                 plain, rich = by_hold.setdefault(own, ([], []))
@@ -260,10 +266,14 @@ class SharedFeed:
                 plain.append(one)
             else:
                 rich.append(one)  # type: ignore[arg-type]
-        unsettled: list[Unsettled] = []
         for hold, (plain, rich) in by_hold.items():
-            for call in settle.calls(plain, rich, self._sub.group):
-                unsettled += await self._commit(hold, *call)
+            try:
+                for call in settle.calls(plain, rich, self._sub.group):
+                    unsettled += await self._commit(hold, *call)
+            except BackendError:
+                _still_ours(hold, (*plain, *rich))
+                raise
+            _still_ours(hold, [u.settled for u in unsettled if u.refused])
         return unsettled
 
     async def _commit(
@@ -330,7 +340,8 @@ class SharedFeed:
         self._presence.stop()
         self._unblock()
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._taking.acquire(), 2.0)
+            await asyncio.wait_for(self._taking.acquire(), 2.0)  # the read has ended
+            self._taking.release()
         if self._wire is not None:
             self._wire.close()
         try:
@@ -356,6 +367,12 @@ class SharedFeed:
         self._presence.stop()
         if self._wire is not None:
             self._wire.close()
+
+
+def _still_ours(hold: Hold, settled: Sequence[Settled]) -> None:
+    """These can be settled again: what became of them is unknown, or nothing was written."""
+    for one in settled:
+        (one if isinstance(one, Delivery) else one.delivery).batch = hold
 
 
 def _attempt(fields: Sequence[bytes]) -> int:

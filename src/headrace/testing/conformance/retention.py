@@ -5,7 +5,16 @@ from __future__ import annotations
 from headrace.backends.contract import Route
 from headrace.errors import Overloaded
 from headrace.testing.conformance.scenario import scenarios
-from headrace.testing.conformance.stage import PATIENCE_S, STEP_S, Stage, bodies, expect, expect_error, expect_same, numbered
+from headrace.testing.conformance.stage import (
+    PATIENCE_S,
+    STEP_S,
+    Stage,
+    bodies,
+    expect,
+    expect_error,
+    expect_same,
+    numbered,
+)
 
 SMALL = Route("orders", cap_events=10, retain_events=2)
 SHORT = Route("orders", retain_events=5)

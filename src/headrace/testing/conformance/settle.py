@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from headrace.backends.contract import Record, Route, Settlement, Verdict, derived_id
+from headrace.backends.contract import Record, Route, Settled, Settlement, Verdict, derived_id
 from headrace.errors import Overloaded
 from headrace.testing.conformance.scenario import scenarios
 from headrace.testing.conformance.stage import Stage, bodies, expect, expect_error, expect_same, numbered
@@ -29,7 +29,7 @@ async def one_commit_settles_in_every_way(stage: Stage) -> None:
     feed = await stage.worker()
     await stage.publish(*numbered(6))
     plain, handled, retried, dead, returned, kept = await stage.receive(feed, 6)
-    settled = [
+    settled: list[Settled] = [
         plain,
         Settlement(handled, outputs=[(BILLS, Record(b"bill"))]),
         Settlement(retried, Verdict.RETRY, delay_ms=60_000, reason=b"busy"),
@@ -49,7 +49,7 @@ async def a_repeated_commit_is_harmless(stage: Stage) -> None:
     feed, bills = await stage.worker(), await stage.worker("archive", BILLS)
     await stage.publish(*numbered(6))
     got = await stage.receive(feed, 6)
-    settled = [*got[:3], *(Settlement(d, outputs=[(BILLS, Record(b"bill"))]) for d in got[3:5]), Settlement(got[5], Verdict.DEAD)]
+    settled: list[Settled] = [*got[:3], *(Settlement(d, outputs=[(BILLS, Record(b"bill"))]) for d in got[3:5]), Settlement(got[5], Verdict.DEAD)]
     await stage.commit(feed, settled)
     for _ in range(2):
         again = await feed.commit(settled)
@@ -111,7 +111,7 @@ async def an_output_to_a_full_topic_waits(stage: Stage) -> None:
     await stage.publish(*numbered(2), route=full)
     await stage.publish(*numbered(5))
     got = await stage.receive(feed, 5)
-    settled = [*got[:4], Settlement(got[4], outputs=[(full, Record(b"bill"))])]
+    settled: list[Settled] = [*got[:4], Settlement(got[4], outputs=[(full, Record(b"bill"))])]
     message = await expect_error(Overloaded, feed.commit(settled), "commit with an output to a full topic")
     expect("bills" in message, f"the error names the full topic: {message}")
     info = await stage.group()

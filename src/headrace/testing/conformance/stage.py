@@ -6,7 +6,17 @@ import asyncio
 from collections.abc import Awaitable, Sequence
 from typing import Final, TypeVar
 
-from headrace.backends.contract import Backend, Delivery, Feed, GroupInfo, Inspector, Record, Route, Settled, Subscription
+from headrace.backends.contract import (
+    Backend,
+    Delivery,
+    Feed,
+    GroupInfo,
+    Inspector,
+    Record,
+    Route,
+    Settled,
+    Subscription,
+)
 from headrace.errors import HeadraceError
 from headrace.testing.conformance.harness import Harness
 

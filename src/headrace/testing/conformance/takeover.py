@@ -12,7 +12,7 @@ from headrace.testing.conformance.stage import STEP_S, Stage, bodies, expect, ex
 BILLS = Route("bills")
 
 
-def _billed(deliveries: Sequence[Delivery], by: bytes, effects: bool) -> list[Settlement]:
+def _billed(deliveries: Sequence[Delivery], by: bytes, *, effects: bool) -> list[Settlement]:
     """Settlements that leave a trace of who made them."""
     traces = [(b"RPUSH", b"traces", by)] if effects else []
     return [Settlement(d, outputs=[(BILLS, Record(by))], effects=traces) for d in deliveries]
@@ -45,8 +45,8 @@ async def a_late_commit_writes_nothing(stage: Stage) -> None:
     held = await stage.receive(first, 6)
     await stage.harness.pause(first)
     await stage.elapse(1.2 * stage.harness.lease_s)
-    await stage.commit(second, _billed(await stage.receive(second, 6), b"second", effects))
-    late = await first.commit(_billed(held, b"first", effects))
+    await stage.commit(second, _billed(await stage.receive(second, 6), b"second", effects=effects))
+    late = await first.commit(_billed(held, b"first", effects=effects))
     expect_same("deliveries that the late commit did not settle", len(late), 6)
     expect(not any(u.refused for u in late), f"they were not refused but settled by another worker: {late}")
     expect_same("outputs", bodies(await stage.drain(bills, 6)), [b"second"] * 6)

@@ -23,9 +23,12 @@ local function clock()
 end
 
 -- Checks. A script is not rolled back, so everything that can fail is looked at before the first write of an entry.
-local WANTS = {APPEND = 'string', INCRBY = 'string', INCRBYFLOAT = 'string', HSET = 'hash', HSETNX = 'hash', HDEL = 'hash',
-  HINCRBY = 'hash', HINCRBYFLOAT = 'hash', LPUSH = 'list', RPUSH = 'list', LTRIM = 'list', LREM = 'list', SADD = 'set', SREM = 'set',
-  ZADD = 'zset', ZREM = 'zset', ZINCRBY = 'zset', SET = 'any', SETNX = 'any', DEL = 'any', EXPIRE = 'any', PEXPIRE = 'any'}
+local SPECS = {                                               -- type, fewest and most arguments, in groups of, those that are integers, numbers
+  SET = {'any', 1, 1, 1}, SETNX = {'any', 1, 1, 1}, DEL = {'any', 0, 0, 1}, EXPIRE = {'any', 1, 1, 1, 0}, PEXPIRE = {'any', 1, 1, 1, 0},
+  APPEND = {'string', 1, 1, 1}, INCRBY = {'string', 1, 1, 1, 0}, INCRBYFLOAT = {'string', 1, 1, 1, nil, 0},
+  HSET = {'hash', 2, 8000, 2}, HSETNX = {'hash', 2, 2, 1}, HDEL = {'hash', 1, 8000, 1}, HINCRBY = {'hash', 2, 2, 1, 1}, HINCRBYFLOAT = {'hash', 2, 2, 1, nil, 1},
+  LPUSH = {'list', 1, 8000, 1}, RPUSH = {'list', 1, 8000, 1}, LTRIM = {'list', 2, 2, 1, 0}, LREM = {'list', 2, 2, 1, 0},
+  SADD = {'set', 1, 8000, 1}, SREM = {'set', 1, 8000, 1}, ZADD = {'zset', 2, 8000, 2, nil, 0}, ZREM = {'zset', 1, 8000, 1}, ZINCRBY = {'zset', 2, 2, 1, nil, 0}}
 local INTEGER = {INCRBY = true, HINCRBY = true}
 local FLOAT = {INCRBYFLOAT = true, HINCRBYFLOAT = true}
 local kinds, numbers = {}, {}                                  -- what the keys will be, were the writes so far made
@@ -53,8 +56,20 @@ local function check_number(command, place, field, by)
   numbers[slot] = value
 end
 local function check_effect(place, command, from, to)
-  local want, kind = WANTS[command], kind_of(place)
-  if not want then return 'command ' .. command .. ' is not one that an effect may use' end
+  local spec, count = SPECS[command], to - from + 1
+  if not spec then return 'command ' .. command .. ' is not one that an effect may use' end
+  if count < spec[2] or count > spec[3] or count % spec[4] > 0 then return command .. ' with ' .. count .. ' arguments' end
+  if spec[5] then
+    for i = from + spec[5], command == 'LTRIM' and to or from + spec[5] do
+      if not string.match(ARGV[i], '^%-?%d+$') or math.abs(tonumber(ARGV[i])) > 9.2e18 then return command .. ': ' .. ARGV[i] .. ' is not an integer' end
+    end
+  elseif spec[6] then
+    for i = from + spec[6], command == 'ZADD' and to or from + spec[6], spec[4] do
+      local number = string.match(ARGV[i], '^[-+%d.eE]+$') and tonumber(ARGV[i])
+      if not number or math.abs(number) == math.huge then return command .. ': ' .. ARGV[i] .. ' is not a number' end
+    end
+  end
+  local want, kind = spec[1], kind_of(place)
   if want == 'any' then
     if command == 'DEL' then kinds[place] = 'none'; numbers = {} end
     if command == 'SET' or (command == 'SETNX' and kind == 'none') then
@@ -144,7 +159,7 @@ local q0 = first_rich + nr
 local proven = false
 if held >= 0 then
   for _, c in ipairs(call('XPENDING', source, group)[4] or {}) do
-    if c[1] == ARGV[2] then proven = tonumber(c[2]) == held end
+    if c[1] == ARGV[2] then proven = tonumber(c[2]) == held and np + nr <= held end
   end
 end
 local q = q0
@@ -152,7 +167,7 @@ for _ = 1, nr do                                               -- all checks at 
   local stop = q + 1 + tonumber(ARGV[q + 1])
   local why, all = check(q + 2, stop)
   if why and all then return redis.error_reply(why) end
-  if why then proven = false break end
+  if why then proven = false end
   q = stop + 1
 end
 if proven then
