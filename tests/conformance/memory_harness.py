@@ -8,7 +8,9 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 
 from headrace.backends.contract import Backend, Feed, Inspector
-from headrace.backends.memory import MemoryBackend, MemoryFeed, MemoryInspector, MemoryServer
+from headrace.backends.memory.backend import MemoryBackend, MemoryFeed
+from headrace.backends.memory.inspect import MemoryInspector
+from headrace.backends.memory.server import MemoryServer
 from headrace.testing.conformance import Harness
 from headrace.testing.conformance.harness import Value
 
@@ -69,6 +71,8 @@ async def _opened(server_type: Callable[[], MemoryServer]) -> AsyncIterator[Harn
             await backend.aclose()
 
 
-def memory(server_type: Callable[[], MemoryServer] = MemoryServer) -> Callable[[], AbstractAsyncContextManager[Harness]]:
+def memory(
+    server_type: Callable[[], MemoryServer] = MemoryServer,
+) -> Callable[[], AbstractAsyncContextManager[Harness]]:
     """A factory of harnesses, each on a server of its own."""
     return partial(_opened, server_type)

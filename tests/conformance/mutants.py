@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from headrace.backends.memory import MemoryServer
+from headrace.backends.memory.server import MemoryServer
 from tests.conformance import mutants_giving as giving
 from tests.conformance import mutants_settling as settling
 

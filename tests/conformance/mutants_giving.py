@@ -15,8 +15,8 @@ from headrace.backends.contract import (
     Subscription,
     Unsettled,
 )
-from headrace.backends.memory import MemoryServer
-from headrace.backends.memory_state import Delayed, Entry, Fields, Group, Pending, Topic, Worker, copy_of
+from headrace.backends.memory.server import MemoryServer
+from headrace.backends.memory.state import Delayed, Entry, Fields, Group, Pending, Topic, Worker, copy_of
 
 
 class TakeoverTooEarly(MemoryServer):
@@ -54,7 +54,9 @@ class TakeoverCostsAttempt(MemoryServer):
     """Dying workers use up an event's attempts."""
 
     def _take_over(self, group: Group, worker: str, limit: int) -> Sequence[Entry]:
-        return [Entry(e.token, e.fields, e.at_s, e.place, e.attempt + 1) for e in super()._take_over(group, worker, limit)]
+        return [
+            Entry(e.token, e.fields, e.at_s, e.place, e.attempt + 1) for e in super()._take_over(group, worker, limit)
+        ]
 
 
 class PoisonForEver(MemoryServer):

@@ -14,8 +14,8 @@ from headrace.backends.contract import (
     Unsettled,
     derived_id,
 )
-from headrace.backends.memory import MemoryServer
-from headrace.backends.memory_state import Delayed, Fields, Group, Pending, Topic, copy_of
+from headrace.backends.memory.server import MemoryServer
+from headrace.backends.memory.state import Delayed, Fields, Group, Pending, Topic, copy_of
 
 
 class AckBeforeCommit(MemoryServer):
@@ -42,7 +42,9 @@ class OutputBeforeGate(MemoryServer):
     def _settle(self, group: Group, one: Settled, settlement: Settlement) -> Unsettled | None:
         for n, (route, record) in enumerate(settlement.outputs):
             self._accept(self.open(route), record, derived_id(settlement.delivery, group.name, n))
-        return super()._settle(group, one, Settlement(settlement.delivery, settlement.verdict, (), settlement.effects, settlement.delay_ms))
+        return super()._settle(
+            group, one, Settlement(settlement.delivery, settlement.verdict, (), settlement.effects, settlement.delay_ms)
+        )
 
 
 class EffectBeforeGate(MemoryServer):
@@ -113,7 +115,9 @@ class RetryForgetsAttempts(MemoryServer):
     """Every retry is the second attempt."""
 
     def _retry(self, group: Group, delivery: Delivery, settlement: Settlement) -> None:
-        heapq.heappush(group.delayed, Delayed(self.now() + settlement.delay_ms / 1000, self._next(), copy_of(delivery, 2), 2))
+        heapq.heappush(
+            group.delayed, Delayed(self.now() + settlement.delay_ms / 1000, self._next(), copy_of(delivery, 2), 2)
+        )
 
 
 class RetryWithNewId(MemoryServer):
@@ -128,7 +132,9 @@ class RetryForEveryGroup(MemoryServer):
 
     def _retry(self, group: Group, delivery: Delivery, settlement: Settlement) -> None:
         topic = next(t for t in self.topics.values() if t.groups.get(group.name) is group)
-        heapq.heappush(topic.delayed, Delayed(self.now() + settlement.delay_ms / 1000, self._next(), copy_of(delivery, 2)))
+        heapq.heappush(
+            topic.delayed, Delayed(self.now() + settlement.delay_ms / 1000, self._next(), copy_of(delivery, 2))
+        )
         group.handled += 1
 
 

@@ -18,19 +18,83 @@ class ScriptMutant(Struct, frozen=True):
 
 
 MUTANTS: Final = (
-    ScriptMutant("no gate for writes", "commit", "mine = call('XACK', source, group, ARGV[i]) == 1", "mine = true; call('XACK', source, group, ARGV[i])", "a_late_commit_writes_nothing"),
-    ScriptMutant("proof without looking", "commit", "proven = tonumber(c[2]) == held and np + nr <= held", "proven = true", "a_late_commit_writes_nothing"),
-    ScriptMutant("writes unchecked", "commit", "local function check(p, stop)", "local function check() end local function unused(p, stop)", "a_wrong_type_is_refused"),
-    ScriptMutant("lost retry row", "commit", "delay(KEYS[5], clock() + tonumber(ARGV[p + 1]), p + 3, p + 2 + argc)", "", "a_retry_comes_after_its_delay"),
-    ScriptMutant("lost dead letter", "commit", "call('XADD', op == 'B' and KEYS[2] or KEYS[4]", "if op == 'B' then call('XADD', KEYS[2]", "a_dead_letter_keeps_everything"),
-    ScriptMutant("ids not remembered", "publish", "fresh = call('ZADD', KEYS[4], 'NX', fmt('%d', now + window), id) == 1", "fresh = true", "a_repeated_id_is_dropped"),
+    ScriptMutant(
+        "no gate for writes",
+        "commit",
+        "mine = call('XACK', source, group, ARGV[i]) == 1",
+        "mine = true; call('XACK', source, group, ARGV[i])",
+        "a_late_commit_writes_nothing",
+    ),
+    ScriptMutant(
+        "proof without looking",
+        "commit",
+        "local proven = false",
+        "local proven = held >= 0",
+        "a_late_commit_writes_nothing",
+    ),
+    ScriptMutant(
+        "writes unchecked",
+        "commit",
+        "local function check(p, stop)",
+        "local function check() end local function unused(p, stop)",
+        "a_wrong_type_is_refused",
+    ),
+    ScriptMutant(
+        "lost retry row",
+        "commit",
+        "delay(KEYS[5], clock() + tonumber(ARGV[p + 1]), p + 3, p + 2 + argc)",
+        "",
+        "a_retry_comes_after_its_delay",
+    ),
+    ScriptMutant(
+        "dead letters live on",
+        "commit",
+        "op == 'B' and KEYS[2] or KEYS[4]",
+        "KEYS[2]",
+        "a_dead_letter_keeps_everything",
+    ),
+    ScriptMutant(
+        "ids not remembered",
+        "publish",
+        "fresh = call('ZADD', KEYS[4], 'NX', fmt('%d', now + window), id) == 1",
+        "fresh = true",
+        "a_repeated_id_is_dropped",
+    ),
     ScriptMutant("cap ignored", "publish", "> tonumber(ARGV[5]) then", "> 1e15 then", "a_full_topic_refuses_more"),
-    ScriptMutant("due at once", "tend", "if tonumber(head[2]) <= now then", "if true then now = now + 1e9", "a_delayed_event_comes_when_it_is_due"),
-    ScriptMutant("takeover before the lease ends", "claim", "(lease and lease < now)", "(lease and lease < now + 1e6)", "a_long_handler_keeps_its_events"),
-    ScriptMutant("deaths not counted", "claim", "local entries = call('XCLAIM', KEYS[source], group, me, 0, unpack(ids))", "local w = {'XCLAIM', KEYS[source], group, me, 0} for _, id in ipairs(ids) do w[#w + 1] = id end w[#w + 1] = 'RETRYCOUNT' w[#w + 1] = 1 local entries = call(unpack(w))", "an_event_that_kills_workers_ends_in_the_dead_letters"),
-    ScriptMutant("trim over what a group needs", "trim", "if not low_ms or ms < low_ms", "if not low_ms or ms > low_ms", "what_a_group_needs_is_not_trimmed"),
-    ScriptMutant("hand back lost", "leave", "call('XADD', KEYS[2], '*', unpack(a))", "", "closing_a_feed_hands_back_at_once"),
-    ScriptMutant("hand back burns an attempt", "leave", "'attempt', '1'", "'attempt', '2'", "closing_a_feed_hands_back_at_once"),
+    ScriptMutant(
+        "due at once",
+        "tend",
+        "if tonumber(head[2]) <= now then",
+        "if true then now = now + 1e9",
+        "a_delayed_event_comes_when_it_is_due",
+    ),
+    ScriptMutant(
+        "takeover before the lease ends",
+        "claim",
+        "(lease and lease < now)",
+        "(lease and lease < now + 1e6)",
+        "a_long_handler_keeps_its_events",
+    ),
+    ScriptMutant(
+        "deaths not counted",
+        "claim",
+        "local entries = call('XCLAIM', KEYS[source], group, me, 0, unpack(ids))",
+        "local w = {'XCLAIM', KEYS[source], group, me, 0} for _, id in ipairs(ids) do w[#w + 1] = id end w[#w + 1] = 'RETRYCOUNT' w[#w + 1] = 1 local entries = call(unpack(w))",
+        "an_event_that_kills_workers_ends_in_the_dead_letters",
+    ),
+    ScriptMutant(
+        "trim over what a group needs",
+        "trim",
+        "local ms, seq = low_ms, low_seq",
+        "local ms, seq = now * 2, 0",
+        "what_a_group_needs_is_not_trimmed",
+    ),
+    ScriptMutant(
+        "hand back lost", "leave", "call('XADD', KEYS[2], '*', unpack(a))", "", "closing_a_feed_hands_back_at_once"
+    ),
+    ScriptMutant(
+        "hand back burns an attempt", "leave", "'attempt', '1'", "'attempt', '2'", "closing_a_feed_hands_back_at_once"
+    ),
     ScriptMutant("start ignored", "join", "create(ARGV[4])", "create('0')", "latest_begins_with_what_comes"),
     ScriptMutant("handled not counted", "commit", "handled = np\n", "handled = 0\n", "commit_settles"),
 )

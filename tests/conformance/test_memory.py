@@ -8,7 +8,8 @@ import time
 import pytest
 
 from headrace.backends.contract import Record, Route, Subscription
-from headrace.backends.memory import MemoryBackend, MemoryServer
+from headrace.backends.memory.backend import MemoryBackend
+from headrace.backends.memory.server import MemoryServer
 from headrace.testing.conformance import SCENARIOS, Outcome, Scenario, check, run
 from tests.conformance.memory_harness import memory
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from headrace.backends.memory import MemoryServer
+from headrace.backends.memory.server import MemoryServer
 from headrace.testing.conformance import Outcome, run
 from tests.conformance.memory_harness import memory
 from tests.conformance.mutants import MUTANTS
@@ -19,7 +19,9 @@ def test_is_caught(mutant: type[MemoryServer], record_property: Callable[[str, o
     failed = {r.scenario: r.why for r in asyncio.run(run(memory(mutant))) if r.outcome is Outcome.FAILED}
     record_property("caught_by", ", ".join(failed))
     by = MUTANTS[mutant]
-    assert by in failed, f"{by} does not catch {mutant.__name__} ({mutant.__doc__}); caught by: {', '.join(failed) or 'none'}"
+    assert by in failed, (
+        f"{by} does not catch {mutant.__name__} ({mutant.__doc__}); caught by: {', '.join(failed) or 'none'}"
+    )
     assert not failed[by].startswith("TimeoutError")
 
 

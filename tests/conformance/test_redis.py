@@ -12,7 +12,7 @@ from headrace.testing.conformance import SCENARIOS, Scenario, check
 from tests.conformance.redis_harness import redis_harness
 from tests.servers import FLAVOURS, Server, require
 
-PERMANENT = re.compile(r"headrace:topics|[a-z]+|\{[^}]+\}:(delayed|delayed:.+|retry:.+|dead:.+|group:.+|workers:.+)")
+PERMANENT = re.compile(r"headrace:topics|[a-z-]+|\{[^}]+\}:(delayed|delayed:.+|retry:.+|dead:.+|group:.+|workers:.+)")
 """Streams of the scenarios, keys their effects write, and what backends/redis/keys.py lists as permanent."""
 
 
@@ -28,4 +28,6 @@ def test_conforms(live: Server, scenario: Scenario) -> None:
     asyncio.run(check(scenario, lambda: redis_harness(live)))
     for raw in live.command("KEYS", "*"):
         key = raw.decode()
-        assert PERMANENT.fullmatch(key) or live.command("PTTL", key) != -1, f"{key} is neither permanent nor does it expire"
+        assert PERMANENT.fullmatch(key) or live.command("PTTL", key) != -1, (
+            f"{key} is neither permanent nor does it expire"
+        )

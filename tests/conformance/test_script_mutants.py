@@ -30,4 +30,6 @@ def test_caught(live: Server, mutant: ScriptMutant) -> None:
     scripts[mutant.script] = load_script(mutant.script, text.replace(mutant.old, mutant.new))
     (report,) = asyncio.run(run(lambda: redis_harness(live, scripts), [mutant.caught_by]))
     assert report.outcome is Outcome.FAILED, f"{mutant.name}: {mutant.caught_by} did not notice"
-    assert "user_script" not in report.why or mutant.name == "writes unchecked", f"{mutant.name} does not even run: {report.why}"
+    assert "user_script" not in report.why or mutant.name == "writes unchecked", (
+        f"{mutant.name} does not even run: {report.why}"
+    )

@@ -52,8 +52,6 @@ BAD_NAMES = {"util", "utils", "common", "helpers", "helper", "manager", "base", 
 def unit(module: str) -> str:
     """The entry of RANKS a module belongs to; module names are without the leading `headrace.`."""
     names = [name for row in RANKS for name in row if name and (module == name or module.startswith(name + "."))]
-    if module.startswith("backends.memory"):
-        return "backends.memory"
     return max(names, key=len) if names else ("" if not module else module)
 
 

@@ -81,7 +81,9 @@ def test_a_server_as_installed_is_refused_and_the_named_fix_repairs_it(flavour: 
             assert "replicas is 0" in refusal(report_of(server.url, level))
 
 
-@pytest.mark.parametrize("bad", [("appendfsync", "everysec"), ("appendfsync", "no"), ("no-appendfsync-on-rewrite", "yes")])
+@pytest.mark.parametrize(
+    "bad", [("appendfsync", "everysec"), ("appendfsync", "no"), ("no-appendfsync-on-rewrite", "yes")]
+)
 def test_each_setting_that_weakens_the_log_is_a_violation(server: Server, bad: tuple[str, str]) -> None:
     server.command("CONFIG", "SET", *bad)
     report = report_of(server.url)

@@ -31,7 +31,12 @@ class Desk:
     async def publish(self, count: int, topic: str = TOPIC) -> list[str]:
         """Appends events 0, 1, ... as any tool can; their tokens."""
         await self.client.command("HSET", keys.TOPICS, topic, 1)
-        add = [self.client.command("XADD", topic, "*", "id", f"e{i}", "type", "order", "key", "ann", "data", f'{{"n":{i}}}') for i in range(count)]
+        add = [
+            self.client.command(
+                "XADD", topic, "*", "id", f"e{i}", "type", "order", "key", "ann", "data", f'{{"n":{i}}}'
+            )
+            for i in range(count)
+        ]
         return [token.decode() for token in await asyncio.gather(*add)]
 
     async def join(self, group: str = "g", start: str = "0", worker: str = "w1") -> bytes:
@@ -42,7 +47,9 @@ class Desk:
         joined: bytes = await self.client.call("join", names, group, worker, 15_000, start)
         return joined
 
-    async def take(self, count: int, stream: bytes = PART.stream, consumer: str = "w1/0") -> list[tuple[bytes, list[bytes]]]:
+    async def take(
+        self, count: int, stream: bytes = PART.stream, consumer: str = "w1/0"
+    ) -> list[tuple[bytes, list[bytes]]]:
         """A worker reads."""
         reply = await self.client.command("XREADGROUP", "GROUP", "g", consumer, "COUNT", count, "STREAMS", stream, ">")
         return reply[0][1] if reply else []
@@ -54,7 +61,9 @@ class Desk:
         won, lost, refused = await self.client.call("commit", names, "g", "w1/0", -1, len(ids), 0, *ids)
         assert (won, lost, refused) == (len(ids), [], [])
 
-    async def fail(self, entry: tuple[bytes, list[bytes]], op: str, *, delay_ms: int = 0, reason: bytes = b"bad amount") -> None:
+    async def fail(
+        self, entry: tuple[bytes, list[bytes]], op: str, *, delay_ms: int = 0, reason: bytes = b"bad amount"
+    ) -> None:
         """A worker settles one as dead (D), to be repeated now (B) or later (Z)."""
         token, fields = entry
         copy = [b"id", b"e", b"attempt", b"2", b"origin", token, b"reason", reason, *fields[2:]]
@@ -106,7 +115,13 @@ def test_topics_are_listed_by_name_with_their_numbers(server: Server) -> None:
         billing, gone, orders = await desk.inspector.topics()
         assert (billing.topic, billing.published, billing.groups) == ("billing", 1, ())
         assert (gone.topic, gone.events, gone.published, gone.groups, gone.bytes) == ("gone", 0, 0, (), 0)
-        assert (orders.topic, orders.events, orders.published, orders.delayed, orders.groups) == (TOPIC, 3, 3, 1, ("g",))
+        assert (orders.topic, orders.events, orders.published, orders.delayed, orders.groups) == (
+            TOPIC,
+            3,
+            3,
+            1,
+            ("g",),
+        )
         assert orders.bytes > 100
 
     play(server, scenario)
@@ -126,7 +141,15 @@ def test_a_ledger_follows_every_fate_of_an_event(server: Server) -> None:
         await desk.fail(entries[3], "B")
         await desk.fail(entries[4], "Z", delay_ms=60_000)
         now = await desk.group()
-        assert (now.published, now.handled, now.dead, now.retrying, now.pending, now.unread, now.delayed) == (11, 2, 1, 2, 1, 4, 1)
+        assert (now.published, now.handled, now.dead, now.retrying, now.pending, now.unread, now.delayed) == (
+            11,
+            2,
+            1,
+            2,
+            1,
+            4,
+            1,
+        )
 
     play(server, scenario)
 
@@ -367,7 +390,9 @@ def test_seek_brings_a_destroyed_group_back(server: Server) -> None:
 
 def test_unknown_topics_and_groups_are_refused_with_those_that_exist(server: Server) -> None:
     async def scenario(desk: Desk) -> None:
-        with pytest.raises(Refused, match=r"no topic 'order' on this server; topics: none yet \(see `headrace topics`\)"):
+        with pytest.raises(
+            Refused, match=r"no topic 'order' on this server; topics: none yet \(see `headrace topics`\)"
+        ):
             await desk.inspector.groups("order")
         await desk.join()
         with pytest.raises(Refused, match="topics: orders"):
@@ -382,7 +407,9 @@ def test_unknown_topics_and_groups_are_refused_with_those_that_exist(server: Ser
             inspector.seek(TOPIC, "h", "earliest"),
         ]
         for call in calls:
-            with pytest.raises(Refused, match=r"no group 'h' on topic 'orders'; groups: g \(see `headrace groups orders`\)"):
+            with pytest.raises(
+                Refused, match=r"no group 'h' on topic 'orders'; groups: g \(see `headrace groups orders`\)"
+            ):
                 await call
 
     play(server, scenario)

@@ -9,9 +9,9 @@ from typing import Any, Self, TypeVar
 
 from headrace import limits
 from headrace.backends.contract import Delivery, GroupInfo, Letter
-from headrace.backends.memory import MemoryBackend
-from headrace.backends.memory_inspect import MemoryInspector
-from headrace.backends.memory_server import MemoryServer
+from headrace.backends.memory.backend import MemoryBackend
+from headrace.backends.memory.inspect import MemoryInspector
+from headrace.backends.memory.server import MemoryServer
 from headrace.observe import LogObserver
 from headrace.runtime.pump import Pump
 from headrace.runtime.worker import start

@@ -72,7 +72,10 @@ class RedisBackend:
     def _append_when_due(self, topic: str, record: Record) -> None:
         """A record that is due before the workers' next heartbeats is appended by its publisher, if that is still there."""
         delay_s = record.at_ms / 1000 - time.time() if record.at_ms else record.delay_ms / 1000
-        if delay_s > 2 * limits.lease_s / limits.renewals_per_lease or len(self._timers) >= limits.publish_buffer_records_max:
+        if (
+            delay_s > 2 * limits.lease_s / limits.renewals_per_lease
+            or len(self._timers) >= limits.publish_buffer_records_max
+        ):
             return
 
         def fire() -> None:

@@ -80,7 +80,9 @@ def from_reply(reply: hiredis.ReplyError) -> BackendError:
 def from_client(error: BaseException, where: str) -> BackendError:
     """The error of ours for an exception of the client library or the operating system while connecting to `where`."""
     text = str(error) or type(error).__name__
-    if "invalid username-password" in text or "WRONGPASS" in text:  # over a socket file the client library calls it a ConnectionError
+    if (
+        "invalid username-password" in text or "WRONGPASS" in text
+    ):  # over a socket file the client library calls it a ConnectionError
         return Refused(f"{where}: {_NEVER['WRONGPASS']}")
     if isinstance(
         error, client_errors.AuthenticationError | client_errors.AuthorizationError | client_errors.NoPermissionError

@@ -12,4 +12,15 @@ from headrace.testing.conformance.harness import Harness, HarnessFactory
 from headrace.testing.conformance.scenario import NotRun, Outcome, Report, Scenario, Violation
 from headrace.testing.conformance.suite import SCENARIOS, check, run
 
-__all__ = ["SCENARIOS", "Harness", "HarnessFactory", "NotRun", "Outcome", "Report", "Scenario", "Violation", "check", "run"]
+__all__ = [
+    "SCENARIOS",
+    "Harness",
+    "HarnessFactory",
+    "NotRun",
+    "Outcome",
+    "Report",
+    "Scenario",
+    "Violation",
+    "check",
+    "run",
+]

@@ -21,7 +21,9 @@ async def a_delayed_event_comes_when_it_is_due(stage: Stage) -> None:
     got = await stage.receive(feed, 1)
     waited = await stage.now() - began
     expect(waited >= 0.4 - CLOCK_S, f"due after 0.4 s, came after {waited:.3f} s")
-    expect_same("attributes", attributes(got[0]), [(b"type", b"t"), (b"x-odd", ODD_BYTES), (b"key", b"k"), (b"data", b"later")])
+    expect_same(
+        "attributes", attributes(got[0]), [(b"type", b"t"), (b"x-odd", ODD_BYTES), (b"key", b"k"), (b"data", b"later")]
+    )
     expect(got[0].get(b"id"), "a delayed event has an id")
 
 

@@ -53,7 +53,10 @@ async def every_effect_does_what_redis_does(stage: Stage) -> None:
     feed = await stage.worker()
     await stage.publish(*numbered(1))
     got = await stage.receive(feed, 1)
-    await stage.commit(feed, [Settlement(got[0], effects=[e for e in EVERY_COMMAND if e[0].decode() in stage.harness.features.effects])])
+    await stage.commit(
+        feed,
+        [Settlement(got[0], effects=[e for e in EVERY_COMMAND if e[0].decode() in stage.harness.features.effects])],
+    )
     for key, value in EXPECTED.items():
         expect_same(f"key {key}", await stage.harness.redis_value(key), value)
 
@@ -64,7 +67,12 @@ async def an_effect_can_end(stage: Stage) -> None:
     await stage.publish(*numbered(1))
     got = await stage.receive(feed, 1)
     effects = [(b"SET", key, b"x") for key in (b"short", b"long", b"kept")]
-    times = [(b"PEXPIRE", b"short", b"200"), (b"EXPIRE", b"long", b"600"), (b"PEXPIRE", b"kept", b"200"), (b"SET", b"kept", b"y")]
+    times = [
+        (b"PEXPIRE", b"short", b"200"),
+        (b"EXPIRE", b"long", b"600"),
+        (b"PEXPIRE", b"kept", b"200"),
+        (b"SET", b"kept", b"y"),
+    ]
     await stage.commit(feed, [Settlement(got[0], effects=[*effects, *times])])
     await stage.elapse(0.4)
     values = [await stage.harness.redis_value(key) for key in ("short", "long", "kept")]
@@ -108,7 +116,9 @@ async def _refuse(stage: Stage, *effects: Effect) -> Unsettled:
     await stage.publish(*numbered(5))
     got = await stage.receive(feed, 5)
     bad = Settlement(
-        got[2], effects=[(b"SET", b"trace", b"x"), *effects, (b"SET", b"trace2", b"x")], outputs=[(BILLS, Record(b"bill"))]
+        got[2],
+        effects=[(b"SET", b"trace", b"x"), *effects, (b"SET", b"trace2", b"x")],
+        outputs=[(BILLS, Record(b"bill"))],
     )
     answers = await feed.commit([_counted(got[0]), got[1], bad, _counted(got[3]), got[4]])
     expect_same("number of refused settlements", len(answers), 1)

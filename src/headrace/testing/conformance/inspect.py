@@ -25,7 +25,9 @@ async def the_inspector_shows_topics_and_groups(stage: Stage) -> None:
     await stage.publish(*numbered(10), Record(b"later", delay_ms=60_000))
     await stage.worker("shipping", start="latest")
     got = await stage.receive(billing, 6)
-    await stage.commit(billing, [got[0], got[1], Settlement(got[2], Verdict.DEAD), Settlement(got[3], Verdict.RETRY, delay_ms=60_000)])
+    await stage.commit(
+        billing, [got[0], got[1], Settlement(got[2], Verdict.DEAD), Settlement(got[3], Verdict.RETRY, delay_ms=60_000)]
+    )
     topics = {t.topic: t for t in await stage.inspector.topics()}
     expect_same("topics", sorted(topics), ["orders"])
     orders = topics["orders"]
@@ -34,7 +36,18 @@ async def the_inspector_shows_topics_and_groups(stage: Stage) -> None:
     groups = {g.group: g for g in await stage.inspector.groups()}
     expect_same("groups", sorted(groups), ["billing", "shipping"])
     g = groups["billing"]
-    names = ("published", "replayed", "handled", "dead", "dropped", "pending", "unread", "delayed", "retrying", "workers")
+    names = (
+        "published",
+        "replayed",
+        "handled",
+        "dead",
+        "dropped",
+        "pending",
+        "unread",
+        "delayed",
+        "retrying",
+        "workers",
+    )
     expect_same(f"{names} of billing", tuple(getattr(g, n) for n in names), (11, 0, 2, 1, 0, 2, 4, 1, 1, 1))
     g = groups["shipping"]
     expect_same(f"{names} of shipping", tuple(getattr(g, n) for n in names), (1, 0, 0, 0, 0, 0, 0, 1, 0, 1))

@@ -21,8 +21,14 @@ async def closing_a_feed_hands_back_at_once(stage: Stage) -> None:
     await first.aclose()
     got = await stage.receive(second, 3)
     waited = await stage.now() - began
-    if waited >= stage.harness.lease_s / 2:  # a machine that stalls proves nothing: look at what the server says instead
-        expect_same("deliveries by dead workers", [h.deliveries for h in await stage.inspector.pending("orders", "billing")], [1, 1, 1])
+    if (
+        waited >= stage.harness.lease_s / 2
+    ):  # a machine that stalls proves nothing: look at what the server says instead
+        expect_same(
+            "deliveries by dead workers",
+            [h.deliveries for h in await stage.inspector.pending("orders", "billing")],
+            [1, 1, 1],
+        )
     expect_same("bodies", bodies(got), [b"2", b"3", b"4"])
     expect_same("ids", [d.id for d in got], [d.id for d in held[2:]])
     expect_same("attempts", [d.attempt for d in got], [1, 1, 1])

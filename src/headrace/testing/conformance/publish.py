@@ -59,7 +59,11 @@ async def concurrent_publishes_all_arrive_once(stage: Stage) -> None:
     got = await stage.drain(feed, 30 * 15)
     for _, records in calls:
         prefix = records[0].body.partition(b":")[0] + b":"
-        expect_same(f"records of call {prefix.decode()}", [b for b in bodies(got) if b and b.startswith(prefix)], [r.body for r in records])
+        expect_same(
+            f"records of call {prefix.decode()}",
+            [b for b in bodies(got) if b and b.startswith(prefix)],
+            [r.body for r in records],
+        )
 
 
 async def a_repeated_id_is_dropped(stage: Stage) -> None:

@@ -24,7 +24,9 @@ async def a_full_topic_refuses_more(stage: Stage) -> None:
     """At `cap_events` publish raises Overloaded, says what to do and writes nothing; when groups have caught up there is room again."""
     feed = await stage.worker(route=SMALL)
     await stage.publish(*numbered(8), route=SMALL)
-    message = await expect_error(Overloaded, stage.publish(*numbered(3, b"too many "), route=SMALL), "publish beyond the cap")
+    message = await expect_error(
+        Overloaded, stage.publish(*numbered(3, b"too many "), route=SMALL), "publish beyond the cap"
+    )
     expect("orders" in message, f"the error names the topic: {message}")
     await stage.publish(*numbered(2, b"fits "), route=SMALL)
     await expect_error(Overloaded, stage.publish(*numbered(1, b"too many "), route=SMALL), "publish at the cap")

@@ -56,7 +56,10 @@ class Scenario(Struct, frozen=True):
 
     def missing(self, features: Features) -> str:
         """The first feature that it needs and that is absent; '' if there is none."""
-        return next((need for need in self.needs if not (features.effects if need == "effects" else getattr(features, need))), "")
+        return next(
+            (need for need in self.needs if not (features.effects if need == "effects" else getattr(features, need))),
+            "",
+        )
 
     async def __call__(self, harness: Harness) -> None:
         """Plays it, then checks that the ledger of every group balances."""

@@ -49,7 +49,11 @@ async def a_repeated_commit_is_harmless(stage: Stage) -> None:
     feed, bills = await stage.worker(), await stage.worker("archive", BILLS)
     await stage.publish(*numbered(6))
     got = await stage.receive(feed, 6)
-    settled: list[Settled] = [*got[:3], *(Settlement(d, outputs=[(BILLS, Record(b"bill"))]) for d in got[3:5]), Settlement(got[5], Verdict.DEAD)]
+    settled: list[Settled] = [
+        *got[:3],
+        *(Settlement(d, outputs=[(BILLS, Record(b"bill"))]) for d in got[3:5]),
+        Settlement(got[5], Verdict.DEAD),
+    ]
     await stage.commit(feed, settled)
     for _ in range(2):
         again = await feed.commit(settled)
@@ -87,9 +91,14 @@ async def an_output_with_an_id_of_its_own_is_deduplicated(stage: Stage) -> None:
     await stage.publish(Record(b"published", id=b"bill-1"), route=BILLS)
     await stage.publish(*numbered(2))
     ids = (b"bill-1", b"bill-2")
-    await stage.commit(feed, [Settlement(d, outputs=[(BILLS, Record(b"output", id=i)) for i in ids]) for d in await stage.receive(feed, 2)])
+    await stage.commit(
+        feed,
+        [Settlement(d, outputs=[(BILLS, Record(b"output", id=i)) for i in ids]) for d in await stage.receive(feed, 2)],
+    )
     got = await stage.drain(bills, 2)
-    expect_same("bodies and ids", [(d.get(b"data"), d.id) for d in got], [(b"published", b"bill-1"), (b"output", b"bill-2")])
+    expect_same(
+        "bodies and ids", [(d.get(b"data"), d.id) for d in got], [(b"published", b"bill-1"), (b"output", b"bill-2")]
+    )
 
 
 async def an_output_can_be_delayed(stage: Stage) -> None:

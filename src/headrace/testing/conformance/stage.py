@@ -112,7 +112,9 @@ class Stage:
         """A new worker, in a process of its own."""
         self._workers += 1
         backend = await self.harness.backend()
-        return await backend.subscribe(Subscription(route, group, f"worker{self._workers}", start, self.harness.lease_s))
+        return await backend.subscribe(
+            Subscription(route, group, f"worker{self._workers}", start, self.harness.lease_s)
+        )
 
     async def now(self) -> float:
         """The server's clock, Unix time in seconds."""
@@ -130,7 +132,10 @@ class Stage:
             got += await feed.take(min(limit or 1_000, count - len(got)), 0)
             if len(got) >= count:
                 break
-            expect(waited <= PATIENCE_S + 5 * self.harness.lease_s, f"waited for {count} deliveries, got {len(got)}: {_short(bodies(got))}")
+            expect(
+                waited <= PATIENCE_S + 5 * self.harness.lease_s,
+                f"waited for {count} deliveries, got {len(got)}: {_short(bodies(got))}",
+            )
             await self.elapse(STEP_S)
             waited += STEP_S
         expect_same("deliveries beyond the limit of take", len(got), count)
@@ -175,4 +180,7 @@ class Stage:
             self._expect_balance(info)
 
     def _expect_balance(self, info: GroupInfo) -> None:
-        expect(not info.missing, f"the ledger is off by {info.missing}: published + replayed is not the sum of the rest: {info}")
+        expect(
+            not info.missing,
+            f"the ledger is off by {info.missing}: published + replayed is not the sum of the rest: {info}",
+        )

@@ -37,7 +37,9 @@ async def run(harness_factory: HarnessFactory, names: Collection[str] | None = N
     """Runs all scenarios, or those named, one after the other, and reports on each. Raises ValueError for an unknown name."""
     unknown = set(names or ()) - {s.name for s in SCENARIOS}
     if unknown:
-        raise ValueError(f"names: expected some of {', '.join(s.name for s in SCENARIOS)}, got {', '.join(sorted(unknown))}")
+        raise ValueError(
+            f"names: expected some of {', '.join(s.name for s in SCENARIOS)}, got {', '.join(sorted(unknown))}"
+        )
     return [await _report(s, harness_factory) for s in SCENARIOS if names is None or s.name in names]
 
 

@@ -30,7 +30,10 @@ async def the_events_of_a_dead_worker_are_taken_over(stage: Stage) -> None:
     got = await stage.receive(second, 4)
     waited = await stage.now() - joined
     lease = stage.harness.lease_s
-    expect(waited >= lease * 0.99, f"the lease of {lease} s could not end before, yet its events came {waited:.3f} s after it was taken")
+    expect(
+        waited >= lease * 0.99,
+        f"the lease of {lease} s could not end before, yet its events came {waited:.3f} s after it was taken",
+    )
     expect_same("ids", sorted(d.id for d in got), sorted(d.id for d in held))
     expect_same("attempts", sorted(d.attempt for d in got), [1, 1, 1, 2])
     await stage.commit(second, got)

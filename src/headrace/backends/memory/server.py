@@ -25,8 +25,8 @@ from headrace.backends.contract import (
     Verdict,
     derived_id,
 )
-from headrace.backends.memory_effects import RedisData
-from headrace.backends.memory_state import (
+from headrace.backends.memory.effects import RedisData
+from headrace.backends.memory.state import (
     Delayed,
     Entry,
     Fields,

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from typing import Final
 
 from headrace.backends.contract import GroupInfo, Held, Letter, TopicInfo
-from headrace.backends.memory_server import MemoryServer
-from headrace.backends.memory_state import Entry, Group, Topic
+from headrace.backends.memory.server import MemoryServer
+from headrace.backends.memory.state import Entry, Group, Topic
 from headrace.errors import Closed, Refused
 
 _ID: Final = re.compile(r"([0-9]+)(?:-([0-9]+))?")

@@ -12,11 +12,8 @@ from collections.abc import Sequence
 
 from headrace.backends.contract import Delivery, Features, Feed, Record, Route, Settled, Subscription, Unsettled
 from headrace.backends.effects import EFFECTS
-from headrace.backends.memory_inspect import MemoryInspector
-from headrace.backends.memory_server import MemoryServer
+from headrace.backends.memory.server import MemoryServer
 from headrace.errors import Closed
-
-__all__ = ["MemoryBackend", "MemoryFeed", "MemoryInspector", "MemoryServer"]
 
 
 class MemoryFeed:
