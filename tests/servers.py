@@ -189,7 +189,7 @@ class Server:
         if not self.running:
             raise RuntimeError(f"{self.flavour} ended at its start: {self.log[-2_000:]}")
         try:
-            return self.command("PING") == b"PONG"
+            return bool(self.command("PING") == b"PONG")
         except hiredis.ReplyError as e:
             return str(e).startswith("NOAUTH")
         except OSError:
@@ -236,7 +236,7 @@ class Server:
         with socket.socket(socket.AF_UNIX) as connection:
             connection.settimeout(timeout_s)
             connection.connect(self.socket)
-            connection.sendall(hiredis.pack_command(words))
+            connection.sendall(hiredis.pack_command(words))  # type: ignore[arg-type]  # its stub knows one word only
             reader = hiredis.Reader()
             while (reply := reader.gets()) is False:
                 chunk = connection.recv(1 << 16)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from types import TracebackType, UnionType
+from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
 from headrace import backends, limits, settings
 from headrace.backends.contract import Backend, Route
@@ -44,17 +44,43 @@ class Headrace:
         self._server: EmbeddedServer | None = None
         self._users = 0
 
+    @overload
+    def topic(
+        self,
+        name: str,
+        event_type: UnionType,
+        *,
+        key: str | Callable[[Any], object] | None = None,
+        cap_events: int = ...,
+        retain_events: int = ...,
+        retain_s: float = ...,
+        id_window_s: float = ...,
+    ) -> Topic[Any]: ...
+
+    @overload
     def topic(
         self,
         name: str,
         event_type: type[T],
         *,
         key: str | Callable[[T], object] | None = None,
+        cap_events: int = ...,
+        retain_events: int = ...,
+        retain_s: float = ...,
+        id_window_s: float = ...,
+    ) -> Topic[T]: ...
+
+    def topic(
+        self,
+        name: str,
+        event_type: Any,
+        *,
+        key: str | Callable[[Any], object] | None = None,
         cap_events: int = limits.cap_events,
         retain_events: int = limits.retain_events,
         retain_s: float = limits.retain_s,
         id_window_s: float = limits.id_window_s,
-    ) -> Topic[T]:
+    ) -> Topic[Any]:
         """A topic of events of one type, or of a union of classes.
 
         `key`: the field (or a function) that gives the ordering key. `cap_events`: publish() waits, then raises Overloaded, while the
@@ -70,7 +96,8 @@ class Headrace:
             if value < 0:
                 raise ConfigurationError(f"{option}: expected 0 or more, got {value!r}")
         route = Route(name, 1, cap_events, retain_events, retain_s, id_window_s)
-        topic = self.topics[name] = Topic(self, route, event_type, key)
+        topic: Topic[Any] = Topic(self, route, event_type, key)
+        self.topics[name] = topic
         return topic
 
     def backend(self) -> Backend:

@@ -50,7 +50,8 @@ class LogObserver:
     def blocked(self, topic: str, group: str, handler: str, seconds: float) -> None:
         """Names the handler, and the cure."""
         log.warning(
-            "topic %s, group %s: handler %s blocked the event loop for %.1f s; make it a plain `def` (it then runs in a thread) or await",
+            "topic %s, group %s: the event loop stood still for %.1f s: the process was paused, or handler %s blocks; "
+            "if so make it a plain `def`, which runs in a thread, or await",
             topic,
             group,
             handler,

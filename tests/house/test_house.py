@@ -91,7 +91,7 @@ def test_banned_words() -> None:
         text = path.read_text(encoding="utf-8", errors="replace")
         for pattern, why in BANNED.items():
             found = re.search(pattern, text)
-            assert found is None, f"{name}: {found.group() if found else ''}: {why}"
+            assert found is None, f"{name}: {pattern}: {why}"
 
 
 def test_scripts_are_in_the_package() -> None:

@@ -14,8 +14,8 @@ from msgspec import Struct
 import headrace
 from headrace import Context, Headrace
 
-CALLS_MAX = 8
-"""Per event, amortised over a batch. The design allows 40; it is 5 now. More needs a reason, written here."""
+CALLS_MAX = 6
+"""Per event, amortised over a batch. The design allows 40; it is 4 now. More needs a reason, written here."""
 FILES_MAX = 8
 EVENTS = 2_000
 HOME = str(Path(headrace.__file__).parent)

@@ -57,7 +57,7 @@ def test_events_travel_both_ways(event_type: Any, event: Any) -> None:
 
 
 def test_members_of_a_union_are_told_apart() -> None:
-    topic = Headrace("memory://").topic("t", Order | Paid | Returned)  # type: ignore[arg-type, var-annotated]
+    topic = Headrace("memory://").topic("t", Order | Paid | Returned)
     for event in (Order("1", "ann", 3), Paid("1"), Returned(order="1")):
         record = topic.record(event)
         assert record.type == type(event).__name__.encode()
@@ -68,7 +68,7 @@ def test_members_of_a_union_are_told_apart() -> None:
 
 def test_types_that_cannot_be_told_apart_are_refused() -> None:
     with pytest.raises(ConfigurationError, match="told apart"):
-        Headrace("memory://").topic("t", Order | Shipped)  # type: ignore[arg-type]
+        Headrace("memory://").topic("t", Order | Shipped)
 
 
 @pytest.mark.parametrize(

@@ -142,6 +142,17 @@ async def _drain(pumps: Sequence[Pump], stop: Stop) -> None:
     now.cancel()
 
 
+async def _end_leaked_tasks(code: int) -> None:
+    """Tasks that handlers left behind are cancelled; those that ignore it do not keep the process alive."""
+    leaked = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in leaked:
+        task.cancel()
+    if leaked and (await asyncio.wait(leaked, timeout=limits.abandon_s))[1]:
+        log.error("tasks that handlers left behind ignore their cancellation; ending the process around them")
+        sys.stderr.flush()
+        os._exit(code)
+
+
 def main(app: App, parent_pipe: int | None = None) -> int:
     """Runs a worker in this process until SIGTERM or SIGINT; returns the exit code (0 stopped, 4 refused by the server).
 
@@ -151,7 +162,9 @@ def main(app: App, parent_pipe: int | None = None) -> int:
     async def run() -> BackendError | None:
         stop = Stop()
         with stopping(stop, parent_pipe):
-            return await serve(app, stop)
+            error = await serve(app, stop)
+        await _end_leaked_tasks(0 if error is None else 4)
+        return error
 
     error = asyncio.run(run())
     code = 0 if error is None else 4

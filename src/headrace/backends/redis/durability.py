@@ -300,7 +300,7 @@ def _loss_window(facts: _Facts, settings: Settings) -> str:
             return "A crash or a power cut loses nothing that was acknowledged; the loss of the server's disk, or a failover to a replica, may."
         case Durability.QUORUM:
             some = "a replica" if settings.replicas == 1 else f"{settings.replicas} replicas"
-            return f"A crash, a power cut or the loss of the server loses nothing that was acknowledged, as long as {some} that confirmed it takes over."
+            return f"A crash, a power cut or the loss of the server loses nothing acknowledged, as long as {some} that confirmed it takes over."
     if not facts.aof:
         return (
             "A crash or restart of the server loses everything since its last snapshot, or everything if it makes none."

@@ -90,6 +90,7 @@ class RedisInspector(Inspector):
     def __init__(self, client: Client) -> None:
         """Takes over `client` and closes it at the end."""
         self._client = client
+        self._trusted: bytes | None = None
 
     async def aclose(self) -> None:
         """Closes its connections. Idempotent."""
@@ -256,7 +257,7 @@ class RedisInspector(Inspector):
         part, own = keys.partition(topic), keys.group(topic, group)
         names = (part.stream, own.record, own.retry, part.delayed, own.delayed, own.dead, own.workers)
         try:
-            reply = await self._client.call("ledger", names, group)
+            reply = await self._client.call("ledger", names, group, await self._trust())
         except ServerSaid as e:
             if "NOGROUP" in str(e) or "no such key" in str(e):
                 return None
@@ -286,6 +287,12 @@ class RedisInspector(Inspector):
             workers=workers,
             oldest_s=0.0 if first_ms is None else max(now_s - first_ms / 1e3, 0.0),
         )
+
+    async def _trust(self) -> bytes:
+        """Whether the server's count of what a group has read survives its restart: Redis 7.0 begins again at 0 (seen on 7.0.15)."""
+        if self._trusted is None:
+            self._trusted = b"1" if b"valkey_version" in await self._client.command("INFO", "server") else b"0"
+        return self._trusted
 
     async def _oldest_retries(self, own: keys.GroupKeys) -> list[bytes]:
         """Where the foremost retries came from in the topic: the one that waits for a worker, and the one that is due next."""

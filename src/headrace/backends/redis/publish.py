@@ -181,7 +181,7 @@ class Publisher:
             self._sent.append(batch)
             try:
                 reply = self._send(wire, batch)
-            except BackendError:
+            except Exception:  # noqa: BLE001 - whatever it is happens again in recovery, which tells the callers
                 self._recover()
                 return
             self._flying += 1

@@ -1,6 +1,6 @@
 #!lua flags=no-writes
 -- Where every event of a topic stands for one group, in one moment.
--- KEYS  1 stream  2 record  3 retry  4 delayed  5 delayed:G  6 dead  7 workers     ARGV  1 group
+-- KEYS  1 stream  2 record  3 retry  4 delayed  5 delayed:G  6 dead  7 workers     ARGV  1 group  2 trust: 1 if the server keeps entries-read over a restart (Valkey does, Redis 7.0 does not)
 -- Returns {added, origin, replayed, handled, dead, dropped, pending, entries-read or -1 (unknown), delayed, retrying, live workers, oldest unsettled id or ''}.
 local call = redis.call
 local function pairs_of(flat)
@@ -26,7 +26,7 @@ local t = call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
 local function size(command, key) return call('EXISTS', key) == 1 and call(command, key) or 0 end
 local read = info['entries-read']
-if type(read) ~= 'number' then                               -- lost by the server (a foreign XDEL or SETID): count what is ahead, within reason
+if type(read) ~= 'number' or ARGV[2] ~= '1' then             -- lost by the server (a restart, a foreign XDEL or SETID): count what is ahead, within reason
   local unread, after = 0, info['last-delivered-id']
   repeat
     local page = call('XRANGE', KEYS[1], '(' .. after, '+', 'COUNT', 100)

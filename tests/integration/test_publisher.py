@@ -1,0 +1,228 @@
+"""The publisher against a server that misbehaves: sequence, epochs, caps, quorum, what a caller learns."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+
+import pytest
+
+from headrace import Closed, NotConnected, Overloaded, Refused
+from headrace.backends.contract import Record, Route, Subscription
+from headrace.backends.redis.backend import RedisBackend
+from headrace.backends.redis.publish import Publisher
+from headrace.settings import Durability, Settings
+from tests.servers import Server, require
+from tests.waiting import wait_until_async
+
+ORDERS = Route("orders")
+
+
+def bodies(server: Server, key: str = "orders") -> list[bytes]:
+    return [fields[-1] for _, fields in server.command("XRANGE", key, "-", "+")]
+
+
+def records(count: int, first: int = 0) -> list[Record]:
+    return [Record(b"%d" % i) for i in range(first, first + count)]
+
+
+def playing(server: Server, play: Any, **settings: Any) -> None:
+    async def run() -> None:
+        backend = RedisBackend(Settings(url=server.url, **{"publish_wait_s": 5.0, **settings}))
+        await backend.open()
+        try:
+            await play(backend)
+        finally:
+            await backend.aclose()
+
+    asyncio.run(run())
+
+
+def test_records_of_many_shapes_arrive_in_order(server: Server) -> None:
+    async def play(backend: RedisBackend) -> None:
+        many = [
+            Record(
+                b"%d" % i,
+                b"A" if i % 3 else b"B",
+                b"k" if i % 2 else None,
+                b"id%d" % i if i % 5 == 0 else None,
+                ((b"x-h", b"%d" % (i % 4)),) if i % 7 else (),
+            )
+            for i in range(3_000)
+        ]
+        await backend.publish(ORDERS, many)
+        got = server.command("XRANGE", "orders", "-", "+")
+        assert len(got) == 3_000
+        for i, (_, flat) in enumerate(got):
+            fields = dict(zip(flat[::2], flat[1::2], strict=True))
+            assert fields.pop(b"data") == b"%d" % i
+            assert fields.pop(b"type") == (b"A" if i % 3 else b"B")
+            assert fields.pop(b"key", None) == (b"k" if i % 2 else None)
+            assert fields.pop(b"x-h", None) == (b"%d" % (i % 4) if i % 7 else None)
+            own = fields.pop(b"id")
+            assert own == b"id%d" % i if i % 5 == 0 else own.endswith(b".%d" % (i + 1))
+            assert not fields
+
+    playing(server, play)
+
+
+def test_a_server_that_restarts_under_load_loses_and_doubles_nothing(server: Server) -> None:
+    async def play(backend: RedisBackend) -> None:
+        async def caller(n: int) -> None:
+            for i in range(200):
+                await backend.publish(ORDERS, [Record(b"%d.%d" % (n, i))])
+
+        callers = asyncio.gather(*(caller(n) for n in range(50)))
+        for at in (2_000, 6_000):
+            await wait_until_async(lambda at=at: length(at), f"{at} events")  # type: ignore[misc]
+            server.kill()
+            server.start()
+        await callers
+        assert sorted(bodies(server)) == sorted(b"%d.%d" % (n, i) for n in range(50) for i in range(200))
+
+    async def length(at: int) -> bool:
+        return bool(server.command("XLEN", "orders") >= at)
+
+    playing(server, play, publish_wait_s=30.0)
+
+
+def test_a_caller_of_many_records_learns_of_the_failure_of_any(server: Server) -> None:
+    route = Route("orders", cap_events=700)
+
+    async def play(backend: RedisBackend) -> None:
+        with pytest.raises(Overloaded, match="at its cap"):
+            await backend.publish(route, records(1_000))
+        assert len(bodies(server)) == 500, "the first batch is there, the second is not"
+
+    playing(server, play, publish_wait_s=0.3)
+
+
+def test_after_a_failure_the_producer_goes_on_with_new_numbers(server: Server) -> None:
+    route = Route("orders", cap_events=10)
+
+    async def play(backend: RedisBackend) -> None:
+        await backend.publish(route, records(10))
+        with pytest.raises(Overloaded):
+            await backend.publish(route, records(5, 10))
+        server.command("XTRIM", "orders", "MAXLEN", "0")
+        await backend.publish(route, records(5, 20))
+        assert bodies(server) == [b"%d" % i for i in range(20, 25)]
+
+    playing(server, play, publish_wait_s=0.3)
+
+
+def test_a_full_topic_slows_the_publisher_until_there_is_room(server: Server) -> None:
+    route = Route("orders", cap_events=1_000, retain_events=0)
+
+    async def play(backend: RedisBackend) -> None:
+        feed = await backend.subscribe(Subscription(route, "g", "w"))
+        publishing = asyncio.ensure_future(backend.publish(route, records(5_000)))
+        got: list[bytes] = []
+        while len(got) < 5_000:
+            taken = await feed.take(1_000, 5.0)
+            got += [d.fields[-1] for d in taken]
+            await feed.commit(taken)
+        await publishing
+        assert got == [b"%d" % i for i in range(5_000)]
+
+    playing(server, play, publish_wait_s=30.0)
+
+
+def test_what_the_server_forgot_is_said_loudly(server: Server, caplog: pytest.LogCaptureFixture) -> None:
+    async def play(backend: RedisBackend) -> None:
+        await backend.publish(ORDERS, records(7))
+        server.command("FLUSHALL")
+        with caplog.at_level(logging.ERROR, "headrace"):
+            await backend.publish(ORDERS, records(3, 7))
+        assert "forgotten 7 acknowledged events" in caplog.text
+        assert bodies(server) == [b"7", b"8", b"9"]
+
+    playing(server, play)
+
+
+def test_a_lost_script_is_loaded_again(server: Server) -> None:
+    async def play(backend: RedisBackend) -> None:
+        await backend.publish(ORDERS, records(2))
+        server.command("SCRIPT", "FLUSH")
+        await asyncio.gather(*(backend.publish(ORDERS, records(1, 2 + i)) for i in range(3)))
+        assert bodies(server) == [b"0", b"1", b"2", b"3", b"4"]
+
+    playing(server, play)
+
+
+def test_a_refusal_reaches_its_callers_and_only_them(server: Server) -> None:
+    async def play(backend: RedisBackend) -> None:
+        server.command("SET", "taken", "by a string")
+        with pytest.raises(Refused, match="another type"):
+            await backend.publish(Route("taken"), records(1))
+        await backend.publish(ORDERS, records(1))
+        server.command("DEL", "taken")
+        await backend.publish(Route("taken"), records(1))
+
+    playing(server, play)
+
+
+def test_an_absent_server_is_reported_after_the_wait_not_before(server: Server) -> None:
+    async def play(backend: RedisBackend) -> None:
+        server.kill()
+        with pytest.raises(NotConnected):
+            await backend.publish(ORDERS, records(1))
+
+    playing(server, play, publish_wait_s=0.3)
+
+
+def test_closing_fails_what_waits(server: Server) -> None:
+    async def play(backend: RedisBackend) -> None:
+        server.kill()
+        waiting = asyncio.ensure_future(backend.publish(ORDERS, records(1)))
+        await asyncio.sleep(0)
+        await backend.aclose()
+        with pytest.raises(Closed):
+            await waiting
+
+    playing(server, play)
+
+
+def test_an_unforeseen_error_fails_the_callers_instead_of_hanging_them(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def play(backend: RedisBackend) -> None:
+        await backend.publish(ORDERS, records(1))
+
+        def broken(*_: object) -> Any:
+            raise ZeroDivisionError
+
+        monkeypatch.setattr(Publisher, "_send", broken)
+        with pytest.raises(Refused, match="unforeseen"):
+            await asyncio.wait_for(backend.publish(ORDERS, records(1)), 5)
+
+    playing(server, play)
+
+
+def test_quorum_waits_for_the_replica() -> None:
+    require("valkey")
+    with Server("valkey", tcp=True) as primary, Server("valkey") as replica:
+        port = primary.tcp_url.rpartition(":")[2].rstrip("/")
+        replica.command("REPLICAOF", "127.0.0.1", port)
+
+        async def play() -> None:
+            async def synced() -> bool:
+                return b"master_link_status:up" in replica.command("INFO", "replication")
+
+            await wait_until_async(synced, "the replica follows")
+            backend = RedisBackend(
+                Settings(url=primary.url, durability=Durability.QUORUM, publish_wait_s=1.0, connect_s=0.5)
+            )
+            await backend.open()
+            await backend.publish(ORDERS, records(3))
+            assert bodies(replica) == [b"0", b"1", b"2"]
+            replica.pause()
+            with pytest.raises(NotConnected, match="0 of 1 replicas confirmed"):
+                await backend.publish(ORDERS, records(1, 3))
+            replica.resume()
+            await backend.publish(ORDERS, records(1, 4))
+            assert bodies(primary)[-1] == b"4"
+            await backend.aclose()
+
+        asyncio.run(play())
