@@ -48,19 +48,6 @@ class Headrace:
     def topic(
         self,
         name: str,
-        event_type: UnionType,
-        *,
-        key: str | Callable[[Any], object] | None = None,
-        cap_events: int = ...,
-        retain_events: int = ...,
-        retain_s: float = ...,
-        id_window_s: float = ...,
-    ) -> Topic[Any]: ...
-
-    @overload
-    def topic(
-        self,
-        name: str,
         event_type: type[T],
         *,
         key: str | Callable[[T], object] | None = None,
@@ -69,6 +56,19 @@ class Headrace:
         retain_s: float = ...,
         id_window_s: float = ...,
     ) -> Topic[T]: ...
+
+    @overload
+    def topic(
+        self,
+        name: str,
+        event_type: UnionType | type[Any],  # of a union of Structs mypy thinks it is one or the other
+        *,
+        key: str | Callable[[Any], object] | None = None,
+        cap_events: int = ...,
+        retain_events: int = ...,
+        retain_s: float = ...,
+        id_window_s: float = ...,
+    ) -> Topic[Any]: ...
 
     def topic(
         self,

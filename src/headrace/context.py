@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from headrace.backends.contract import Delivery, Effect, Record, Route
 from headrace.effects import RedisEffects
 from headrace.errors import HandlerError, Reject
 
-if TYPE_CHECKING:
-    from headrace.topic import Topic
+
+class Destination(Protocol):
+    """What an event can be published to: a Topic."""
+
+    @property
+    def route(self) -> Route:
+        """Where it lives."""
+
+    @property
+    def record(self) -> Callable[..., Record]:
+        """Makes an event as it will travel. Raises InvalidEvent."""
 
 
 class Surroundings(Protocol):
@@ -116,7 +125,7 @@ class Context:
             self.effects = []
         return RedisEffects(self.effects, self._surroundings.effects)
 
-    def publish(self, topic: Topic[Any], event: object, **options: Any) -> None:
+    def publish(self, topic: Destination, event: object, **options: Any) -> None:
         """An event that leaves with the ack, once, or not at all. Options as in `Topic.publish`. Raises InvalidEvent."""
         record = topic.record(event, **options)
         if self.outputs is None:

@@ -15,8 +15,9 @@ from headrace.backends.contract import (
     Subscription,
     Unsettled,
 )
+from headrace.backends.entry import copy_of
 from headrace.backends.memory.server import MemoryServer
-from headrace.backends.memory.state import Delayed, Entry, Fields, Group, Pending, Topic, Worker, copy_of
+from headrace.backends.memory.state import Delayed, Entry, Fields, Group, Pending, Topic, Worker
 
 
 class TakeoverTooEarly(MemoryServer):
@@ -86,7 +87,7 @@ class HandBackBurnsAttempt(MemoryServer):
     """A restart of a worker costs its events an attempt."""
 
     def _hand_back(self, group: Group, entry: Entry) -> None:
-        self._again(group, copy_of(entry, entry.attempt + 1), entry.attempt + 1)
+        self._again(group, copy_of(entry.token, entry.fields, entry.attempt + 1), entry.attempt + 1)
 
 
 class NoHandBack(MemoryServer):

@@ -12,10 +12,10 @@ from headrace.backends.contract import (
     Settled,
     Settlement,
     Unsettled,
-    derived_id,
 )
+from headrace.backends.entry import copy_of, derived_id
 from headrace.backends.memory.server import MemoryServer
-from headrace.backends.memory.state import Delayed, Fields, Group, Pending, Topic, copy_of
+from headrace.backends.memory.state import Delayed, Fields, Group, Pending, Topic
 
 
 class AckBeforeCommit(MemoryServer):
@@ -116,7 +116,10 @@ class RetryForgetsAttempts(MemoryServer):
 
     def _retry(self, group: Group, delivery: Delivery, settlement: Settlement) -> None:
         heapq.heappush(
-            group.delayed, Delayed(self.now() + settlement.delay_ms / 1000, self._next(), copy_of(delivery, 2), 2)
+            group.delayed,
+            Delayed(
+                self.now() + settlement.delay_ms / 1000, self._next(), copy_of(delivery.token, delivery.fields, 2), 2
+            ),
         )
 
 
@@ -133,7 +136,8 @@ class RetryForEveryGroup(MemoryServer):
     def _retry(self, group: Group, delivery: Delivery, settlement: Settlement) -> None:
         topic = next(t for t in self.topics.values() if t.groups.get(group.name) is group)
         heapq.heappush(
-            topic.delayed, Delayed(self.now() + settlement.delay_ms / 1000, self._next(), copy_of(delivery, 2))
+            topic.delayed,
+            Delayed(self.now() + settlement.delay_ms / 1000, self._next(), copy_of(delivery.token, delivery.fields, 2)),
         )
         group.handled += 1
 
@@ -142,7 +146,7 @@ class ReturnBurnsAttempt(MemoryServer):
     """To hand an event back costs an attempt."""
 
     def _return(self, group: Group, delivery: Delivery) -> None:
-        self._again(group, copy_of(delivery, delivery.attempt + 1), delivery.attempt + 1)
+        self._again(group, copy_of(delivery.token, delivery.fields, delivery.attempt + 1), delivery.attempt + 1)
 
 
 class ReturnIsLost(MemoryServer):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterable, Mapping
 
 LINES_MAX = 400
@@ -13,7 +14,8 @@ RANKS: tuple[tuple[str, ...], ...] = (
     ("errors", "limits", "version"),
     ("settings", "backoff"),
     ("backends.contract", "backends.effects"),
-    ("backends.redis", "backends.memory"),
+    ("backends.entry",),
+    ("backends.memory", "backends.redis", "backends.kafka", "backends.nats", "backends.rabbitmq"),
     ("backends",),
     ("codec", "event", "effects", "retry"),
     ("topic", "context", "handler", "observe"),
@@ -23,7 +25,7 @@ RANKS: tuple[tuple[str, ...], ...] = (
     ("app",),
     ("",),  # the package root: the public names
     ("demo",),
-    ("cli",),
+    ("cli", "console", "stack"),
     ("__main__",),
 )
 """From the bottom up. A module may import what stands in a lower row, or its own unit; within a row only files of one folder meet."""
@@ -36,23 +38,27 @@ FREE_ROWS = (
 )
 """Rows of single files that may know each other, as long as there is no circle."""
 
-BACKEND_LOW = 3
-"""The row of the backends: they know nothing above it."""
-
 CLIENTS = {
     "redis": "backends.redis",
     "hiredis": "backends.redis",
+    "valkey": "backends.redis",
     "confluent_kafka": "backends.kafka",
     "nats": "backends.nats",
     "aio_pika": "backends.rabbitmq",
 }
-BAD_NAMES = {"util", "utils", "common", "helpers", "helper", "manager", "base", "misc"}
+BAD_NAMES = {"util", "utils", "common", "helpers", "helper", "manager", "managers", "base", "misc"}
+BANNED = {  # each written so that it does not find itself
+    r"/wor[k]/|/tmp/pla[n]": "a path of somebody's machine; say where it is relative to the repository",
+    r"pypi\.or[g]|pythonhoste[d]|crates\.i[o]\b|registry\.npmj[s]|deb\.debia[n]": "the host of a package registry; name the registry instead",
+    r"\bFIXM[E]\b|\bXX[X]\b|\bTOD[O]\b": "do it, or write an issue",
+}
+"""Patterns that no file of the repository holds, with what to do instead."""
 
 
 def unit(module: str) -> str:
     """The entry of RANKS a module belongs to; module names are without the leading `headrace.`."""
     names = [name for row in RANKS for name in row if name and (module == name or module.startswith(name + "."))]
-    return max(names, key=len) if names else ("" if not module else module)
+    return max(names, key=len) if names else module
 
 
 def rank(module: str) -> int:
@@ -64,36 +70,31 @@ def rank(module: str) -> int:
     raise AssertionError(f"{module} has no place in RANKS: say on which floor it lives")
 
 
-def imports(source: str, *, runtime_only: bool = False) -> set[str]:
-    """Modules that a source imports, anywhere in it; `runtime_only` leaves out those under TYPE_CHECKING."""
-    tree = ast.parse(source)
-    skipped: set[ast.AST] = set()
-    if runtime_only:
-        for node in ast.walk(tree):
-            if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
-                skipped.update(n for child in node.body for n in ast.walk(child))
-    found: set[str] = set()
-    for node in ast.walk(tree):
-        if node in skipped:
-            continue
+def imports(source: str) -> list[tuple[str, str]]:
+    """Every import of a source as (module, name), with "" as the name of a plain one.
+
+    Those in functions and under TYPE_CHECKING count too: they couple modules all the same.
+    """
+    found: list[tuple[str, str]] = []
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            found.update(a.name for a in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            found.add(node.module)
-            found.update(f"{node.module}.{a.name}" for a in node.names)
+            found += [(alias.name, "") for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            module = "." * node.level + (node.module or "")
+            found += [(module, alias.name) for alias in node.names]
     return found
 
 
-def own_imports(source: str, modules: Iterable[str], *, runtime_only: bool = False) -> set[str]:
-    """Those of them that are modules of ours, without `headrace.`."""
-    known = set(modules)
-    named = {
-        name.removeprefix("headrace.")
-        for name in imports(source, runtime_only=runtime_only)
-        if name.startswith("headrace.")
-    }
-    found = {name for name in named if name in known}
-    return {name for name in found if not any(other.startswith(name + ".") for other in found)}
+def own_imports(source: str, modules: Iterable[str]) -> set[str]:
+    """Modules of ours that a source imports, without `headrace.`; `from headrace.a import b` is `a.b` if that is a module, else `a`."""
+    known = set(modules) - {""}
+    found = set()
+    for module, name in imports(source):
+        if module == "headrace" or module.startswith("headrace."):
+            package = module.removeprefix("headrace").removeprefix(".")
+            full = f"{package}.{name}".strip(".")
+            found.add(full if full in known else package)
+    return found & known
 
 
 def size(module: str, source: str) -> list[str]:
@@ -143,25 +144,24 @@ def direction(module: str, source: str, modules: Iterable[str]) -> list[str]:
             out.append(
                 f"{module} imports its sibling {other}: siblings do not know each other; move what both need down"
             )
-    if (
-        module
-        and "headrace" in {name for name in imports(source) if name == "headrace"}
-        and rank(module) <= rank("app")
-    ):
-        names = [
-            a.name
-            for node in ast.walk(ast.parse(source))
-            if isinstance(node, ast.ImportFrom) and node.module == "headrace"
-            for a in node.names
-            if a.name not in modules
-        ]
-        out += [f"{module} imports {name} from the package root: import it from its own module" for name in names]
+    return out
+
+
+def absolute(module: str, source: str, modules: Iterable[str]) -> list[str]:
+    """Imports say where a thing lives: neither the package root, which is for users, nor a relative path."""
+    known = set(modules)
+    out = []
+    for origin, name in imports(source):
+        if origin.startswith("."):
+            out.append(f"{module} imports {name} from {origin}: write the absolute name, headrace.<module>")
+        elif origin == "headrace" and (not name or name not in known):
+            out.append(f"{module} imports {name or 'headrace'} from the package root: import it from its own module")
     return out
 
 
 def circles(sources: Mapping[str, str]) -> list[str]:
-    """Import circles, imports inside functions included."""
-    graph = {module: own_imports(source, sources, runtime_only=True) for module, source in sources.items()}
+    """Import circles, imports inside functions and under TYPE_CHECKING included."""
+    graph = {module: own_imports(source, sources) for module, source in sources.items()}
     done: set[str] = set()
     out: list[str] = []
 
@@ -186,8 +186,8 @@ def clients(module: str, source: str) -> list[str]:
     """A broker's client library is imported by its own backend only."""
     return [
         f"{module} imports {name}: only {home} may; go through the contract"
-        for name in sorted({n.partition(".")[0] for n in imports(source)} & set(CLIENTS))
-        if not module.startswith(home := CLIENTS[name])
+        for name in sorted({origin.partition(".")[0] for origin, _ in imports(source)} & set(CLIENTS))
+        if not f"{module}.".startswith(f"{(home := CLIENTS[name])}.")
     ]
 
 
@@ -207,3 +207,19 @@ def excepts(module: str, source: str) -> list[str]:
             if len(node.body) == 1 and isinstance(node.body[0], ast.Pass) and "#" not in line:
                 out.append(f"{module}:{node.lineno}: except: pass without a reason beside it")
     return out
+
+
+def title(name: str, text: str) -> list[str]:
+    """A page of Markdown has one title."""
+    prose = re.sub(r"^(```|~~~).*?^\1", "", text, flags=re.DOTALL | re.MULTILINE)
+    count = len(re.findall(r"^# ", prose, flags=re.MULTILINE))
+    return [] if count == 1 else [f"{name}: {count} titles: exactly one line starts with '# ', sections with '## '"]
+
+
+def banned(name: str, text: str) -> list[str]:
+    """The repository speaks of itself alone."""
+    return [
+        f"{name}:{text.count(chr(10), 0, found.start()) + 1}: {found.group()}: {advice}"
+        for pattern, advice in BANNED.items()
+        for found in re.finditer(pattern, text)
+    ]

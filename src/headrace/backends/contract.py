@@ -101,11 +101,6 @@ class Settlement(Struct, gc=False, eq=False):
 Settled = Delivery | Settlement
 
 
-def derived_id(delivery: Delivery, group: str, n: int) -> bytes:
-    """The identity of the n-th output of an event handled by a group: the same however often it is handled."""
-    return b"%b:%b:%d" % (delivery.id, group.encode(), n)
-
-
 class Unsettled(Struct, frozen=True):
     """One that `commit` did not apply."""
 

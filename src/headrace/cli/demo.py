@@ -19,14 +19,15 @@ from headrace.settings import at, load
 
 if TYPE_CHECKING:
     from headrace.demo.dataset import Totals
-    from headrace.demo.stage import Outcome, Stage
+    from headrace.demo.stage import Outcome
 
 _TARGET: Final = "headrace.demo.flights:app"
 _DEADLINE_S: Final = 120.0
 _QUICK_STEP: Final = 10
 """`--quick` takes each tenth flight."""
-_KILLS: Final = (4, 5, 6)
-_QUICK_KILLS: Final = (2,)
+_KILLS: Final = (4, 6)
+_QUICK_KILLS: Final = (2, 2)
+"""Workers killed: at least, at most."""
 _LOG_SHOWN: Final = 15
 """Lines of the workers' log that are shown when something is wrong."""
 
@@ -99,13 +100,15 @@ class _Demo:
         self._live.happened(f"reading {path.name} (seed {self._seed})")
         expected = dataset.totals(path, self._step)
         chance = random.Random(self._seed)  # noqa: S311 - chaos, not secrets
-        parts = stage.script(expected.flights, chance.choice(self._kills), chance)
+        parts = stage.script(expected.flights, chance.randint(*self._kills), chance)
         theatre = stage.Stage(self._embedded, at(load(), self._embedded.url), path, self._step, self._live)
         self._live.happened(
             f"publishing {expected.flights:,} flights to {flights.flights.name}; {self._workers} workers handle them meanwhile"
         )
         self._live.start()
         try:
+            for name in await theatre.sweep():
+                self._log.with_name(f"demo-{name}.log").unlink(missing_ok=True)
             cast = fleet.Fleet(_TARGET, self._workers, self._log)
             try:
                 outcome = await theatre.play(cast, parts, expected.flights, _DEADLINE_S)
@@ -163,7 +166,7 @@ class _Demo:
             for line in self._log.read_text(errors="replace").splitlines()[-_LOG_SHOWN:]:
                 output.note(f"    {line}")
         output.note(
-            f"headrace: nothing of this run was deleted: see `headrace ledger {flights.flights.name}`, "
+            f"headrace: until the next demo, look at what is left of this run by `headrace ledger {flights.flights.name}`, "
             f"`headrace pending {flights.flights.name} {flights.GROUP}` and {self._log}"
         )
 

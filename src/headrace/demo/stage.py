@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import random
+import re
 import signal
 import time
 from collections import Counter
@@ -33,6 +34,8 @@ _BUSY_WAIT_S: Final = 2.0
 _SERVER_BACK_S: Final = 30.0
 _PAGE: Final = 1_000
 _HELD_SHOWN: Final = 10
+_RUN: Final = re.compile(r"flights-([0-9a-f]{8})")
+"""The topic of a run, and the run's name in it."""
 
 
 class Screen(Protocol):
@@ -234,17 +237,27 @@ class Stage:
             after = f"({page[-1][0].decode()}"
         return found, len(ids)
 
-    async def clear(self) -> None:
-        """Deletes every key of the run. Raises NotConnected, Refused."""
+    # Tidying
+
+    async def sweep(self) -> list[str]:
+        """Deletes what earlier runs left behind that were not exact or were cut off; returns their names."""
+        found = [(_RUN.fullmatch(group.topic), group.workers) for group in await self._inspector.groups()]
+        names = [match[1] for match, workers in found if match and not workers]
+        for name in names:
+            await self.clear(name)
+        return names
+
+    async def clear(self, run: str = flights.RUN) -> None:
+        """Deletes every key of a run. Raises NotConnected, Refused."""
         cursor = "0"
         while True:
-            answer = await self._client.command("SCAN", cursor, "MATCH", f"*-{flights.RUN}*", "COUNT", 1_000)
+            answer = await self._client.command("SCAN", cursor, "MATCH", f"*-{run}*", "COUNT", 1_000)
             cursor = answer[0].decode()
             if answer[1]:
                 await self._client.command("UNLINK", *answer[1])
             if cursor == "0":
                 break
-        await self._client.command("HDEL", keys.TOPICS, self._topic, flights.late.name)
+        await self._client.command("HDEL", keys.TOPICS, f"flights-{run}", f"late-{run}")
 
     async def aclose(self) -> None:
         """Closes its connection."""

@@ -23,8 +23,8 @@ from headrace.backends.contract import (
     Subscription,
     Unsettled,
     Verdict,
-    derived_id,
 )
+from headrace.backends.entry import copy_of, derived_id, fields_of
 from headrace.backends.memory.effects import RedisData
 from headrace.backends.memory.state import (
     Delayed,
@@ -35,9 +35,7 @@ from headrace.backends.memory.state import (
     Topic,
     Worker,
     alone,
-    copy_of,
     due_s,
-    fields_of,
 )
 from headrace.errors import Overloaded, Refused
 
@@ -247,7 +245,7 @@ class MemoryServer:
         self.wake()
 
     def _hand_back(self, group: Group, entry: Entry) -> None:
-        self._again(group, copy_of(entry, entry.attempt), entry.attempt)
+        self._again(group, copy_of(entry.token, entry.fields, entry.attempt), entry.attempt)
 
     def _group(self, subscription: Subscription) -> Group:
         return self.topics[subscription.route.topic].groups[subscription.group]
@@ -255,7 +253,7 @@ class MemoryServer:
     def again(self, group: Group, entries: Iterable[Entry]) -> None:
         """Copies of these wait for a worker of the group, as if it had never had them."""
         for entry in entries:
-            self._again(group, copy_of(entry, 1), 1)
+            self._again(group, copy_of(entry.token, entry.fields, 1), 1)
         self.wake()
 
     # Taking
@@ -313,7 +311,15 @@ class MemoryServer:
     def _bury(self, group: Group, held: Pending) -> None:
         """The event has killed enough workers."""
         del group.pending[held.entry.token]
-        self._rest(group, copy_of(held.entry, held.entry.attempt, b"%d workers that held it died" % held.deliveries))
+        self._rest(
+            group,
+            copy_of(
+                held.entry.token,
+                held.entry.fields,
+                held.entry.attempt,
+                b"%d workers that held it died" % held.deliveries,
+            ),
+        )
         self.wake()
 
     def _rest(self, group: Group, fields: Fields) -> None:
@@ -366,15 +372,16 @@ class MemoryServer:
             case Verdict.RETRY:
                 self._retry(group, delivery, settlement)
             case Verdict.DEAD:
-                self._rest(group, copy_of(delivery, delivery.attempt, settlement.reason))
+                self._rest(group, copy_of(delivery.token, delivery.fields, delivery.attempt, settlement.reason))
             case Verdict.RETURN:
                 self._return(group, delivery)
 
     def _retry(self, group: Group, delivery: Delivery, settlement: Settlement) -> None:
         attempt, due = delivery.attempt + 1, self.now() + settlement.delay_ms / 1000
         heapq.heappush(
-            group.delayed, Delayed(due, self._next(), copy_of(delivery, attempt, settlement.reason), attempt)
+            group.delayed,
+            Delayed(due, self._next(), copy_of(delivery.token, delivery.fields, attempt, settlement.reason), attempt),
         )
 
     def _return(self, group: Group, delivery: Delivery) -> None:
-        self._again(group, copy_of(delivery, delivery.attempt), delivery.attempt)
+        self._again(group, copy_of(delivery.token, delivery.fields, delivery.attempt), delivery.attempt)

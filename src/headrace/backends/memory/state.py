@@ -1,4 +1,4 @@
-"""What the memory server keeps: topics, their entries and groups. Plain state; what is done with it is in memory_server.py."""
+"""What the memory server keeps: topics, their entries and groups. Plain state; what is done with it is in server.py."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from msgspec import Struct, field
 
 from headrace import limits
-from headrace.backends.contract import Delivery, GroupInfo, Record, Route, TopicInfo
+from headrace.backends.contract import GroupInfo, Record, Route, TopicInfo
 
-Fields = tuple[bytes, ...]
+Fields = Sequence[bytes]
 """Attribute names and values in turn, `data` last."""
 
 
@@ -143,31 +143,6 @@ class Topic(Struct):
             workers=sum(not w.dead(now_s) for w in group.workers.values()),
             oldest_s=now_s - oldest,
         )
-
-
-def fields_of(record: Record, id_: bytes) -> Fields:
-    """The fields of a record that is published under this id, unless it brings its own."""
-    out = [b"id", record.id or id_]
-    if record.type:
-        out += (b"type", record.type)
-    for pair in record.headers:
-        out += pair
-    if record.key is not None:
-        out += (b"key", record.key)
-    return (*out, b"data", record.body)
-
-
-def copy_of(delivered: Entry | Delivery, attempt: int, reason: bytes = b"") -> Fields:
-    """The fields of a copy for the retries or the dead letters: all of the original, preceded by where it came from."""
-    token, own = delivered.token, delivered.fields
-    pairs = dict(zip(own[::2], own[1::2], strict=False))
-    head = [b"id", pairs.get(b"id", token), b"attempt", b"%d" % attempt, b"origin", pairs.get(b"origin", token)]
-    if reason:
-        head += (b"reason", reason)
-    for i in range(0, len(own) - 1, 2):
-        if own[i] not in (b"id", b"attempt", b"origin", b"reason"):
-            head += own[i : i + 2]
-    return tuple(head)
 
 
 def due_s(record: Record, now_s: float) -> float:

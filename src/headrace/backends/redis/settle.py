@@ -5,42 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from headrace import limits
-from headrace.backends.contract import Delivery, Record, Route, Settlement, Verdict, derived_id
+from headrace.backends.contract import Delivery, Route, Settlement, Verdict
+from headrace.backends.entry import copy_of, derived_id, fields_of
 from headrace.backends.redis import keys
 from headrace.backends.redis.publish import due
 
 _FIRST_PLACE = 6
 """Where the keys that writes name begin; the five before them are fixed."""
-
-
-def copy(delivery: Delivery, attempt: int, reason: bytes = b"") -> list[bytes]:
-    """The fields of a copy of this entry for the retry stream or the dead letters."""
-    out = [b"id", delivery.token, b"attempt", b"%d" % attempt, b"origin", delivery.token]
-    if reason:
-        out += (b"reason", reason)
-    fields = delivery.fields
-    for i in range(0, len(fields) - 1, 2):
-        name, value = fields[i], fields[i + 1]
-        if name == b"id":
-            out[1] = value
-        elif name == b"origin":
-            out[5] = value
-        elif name not in (b"attempt", b"reason"):
-            out += (name, value)
-    return out
-
-
-def output_fields(record: Record, id_: bytes) -> list[bytes]:
-    """The fields of an event that leaves with a commit."""
-    out = [b"id", record.id or id_]
-    if record.type:
-        out += (b"type", record.type)
-    for pair in record.headers:
-        out += pair
-    if record.key is not None:
-        out += (b"key", record.key)
-    out += (b"data", record.body)
-    return out
 
 
 class Places:
@@ -77,17 +48,17 @@ def writes(settlement: Settlement, group: str, places: Places) -> list[bytes]:
     for effect in settlement.effects:
         out += (b"E", b"%d" % places.of_effect(effect[1]), b"%d" % (len(effect) - 2), effect[0], *effect[2:])
     for n, (route, record) in enumerate(settlement.outputs):
-        fields = output_fields(record, derived_id(delivery, group, n))
+        fields = fields_of(record, derived_id(delivery, group, n))
         head = (b"O", b"%d" % places.of_route(route), b"%d" % route.cap_events, b"%d" % int(route.id_window_s * 1000))
         out += (*head, record.id or b"", due(record), b"%d" % len(fields), *fields)
     if verdict is Verdict.RETRY:
-        fields = copy(delivery, delivery.attempt + 1, settlement.reason)
+        fields = copy_of(delivery.token, delivery.fields, delivery.attempt + 1, settlement.reason)
         out += (b"Z", b"%d" % settlement.delay_ms, b"%d" % len(fields), *fields)
     elif verdict is Verdict.DEAD:
-        fields = copy(delivery, delivery.attempt, settlement.reason)
+        fields = copy_of(delivery.token, delivery.fields, delivery.attempt, settlement.reason)
         out += (b"D", b"%d" % len(fields), *fields)
     elif verdict is Verdict.RETURN:
-        fields = copy(delivery, delivery.attempt)
+        fields = copy_of(delivery.token, delivery.fields, delivery.attempt)
         out += (b"B", b"%d" % len(fields), *fields)
     return out
 

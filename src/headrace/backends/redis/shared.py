@@ -172,7 +172,7 @@ class SharedFeed:
 
     async def _read(self, slot: Slot, limit: int, wait_s: float) -> Any:
         if self._wire is None or self._wire.closed is not None:
-            self._wire = await self._client.open(limits.request_s + wait_s)
+            self._wire = await self._client.open(self._client.settings.request_s + wait_s)
             self._wire_id = await self._wire.send(pack(("CLIENT", "ID")))
         words: tuple[bytes | str | int, ...] = ("XREADGROUP", "GROUP", self._group, slot.name, "COUNT", limit)
         if wait_s > 0:

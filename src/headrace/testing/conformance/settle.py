@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from headrace.backends.contract import Record, Route, Settled, Settlement, Verdict, derived_id
+from headrace.backends.contract import Record, Route, Settled, Settlement, Verdict
+from headrace.backends.entry import derived_id
 from headrace.errors import Overloaded
 from headrace.testing.conformance.scenario import scenarios
 from headrace.testing.conformance.stage import Stage, bodies, expect, expect_error, expect_same, numbered

@@ -1,0 +1,227 @@
+"""The golden vectors hold on real servers, and Headrace itself packs exactly these words.
+
+A case of a script: `before` (plain commands) makes the state, the script is called with `keys` and `argv`, `reply` is its answer, and
+each command of `after` has the `reply` beside it. `given` says the same in terms of the contract. Everything is text; bytes that are no
+text are {"hex": ...}. Values that differ from run to run are patterns: {"any": "id"} is a stream id that the server chose, {"time": ms}
+its clock (Unix milliseconds) plus that much, {"between": [low, high]} a number, {"error": text} an error that begins so.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Final
+
+import hiredis
+import pytest
+
+from headrace import limits
+from headrace.backends.contract import Delivery, Record, Route, Settlement, Verdict, derived_id
+from headrace.backends.redis import keys
+from headrace.backends.redis.client import load_scripts
+from headrace.backends.redis.inspect import _netstrings
+from headrace.backends.redis.publish import words
+from headrace.backends.redis.settle import calls, copy
+from headrace.backends.redis.shared import _attempt
+from headrace.context import Context
+from tests.servers import Server, require
+
+GOLDEN: Final = Path(__file__).parents[1] / "golden"
+SCRIPTS: Final = load_scripts()
+CLOCK_MS: Final = 30_000
+"""How far a time may be off: the server's clock is asked before the call."""
+Case = dict[str, Any]
+
+
+def cases(*files: str) -> list[Any]:
+    return [
+        pytest.param(name, case, id=f"{name}: {case['name']}")
+        for name in files
+        for case in json.loads((GOLDEN / f"{name}.json").read_text())
+    ]
+
+
+def raw(value: Any) -> Any:
+    """As it travels."""
+    if isinstance(value, list):
+        return [raw(v) for v in value]
+    if isinstance(value, dict):
+        return bytes.fromhex(value["hex"])
+    return value.encode() if isinstance(value, str) else value
+
+
+@pytest.fixture(scope="module", params=["valkey", "redis"])
+def shared(request: pytest.FixtureRequest) -> Iterator[Server]:
+    """One server for all cases, with every script loaded."""
+    require(request.param)
+    with Server(request.param, appendfsync="no") as server:
+        for script in SCRIPTS.values():
+            assert server.command("SCRIPT", "LOAD", script.text) == script.digest
+        yield server
+
+
+def ask(server: Server, command: list[Any]) -> Any:
+    try:
+        return server.command(*raw(command))
+    except hiredis.ReplyError as e:
+        return e
+
+
+def matches(expected: Any, got: Any, now_ms: int) -> bool:
+    """Whether a reply is the one expected, patterns included."""
+    match expected:
+        case {"error": text}:
+            return isinstance(got, hiredis.ReplyError) and str(got).startswith(text)
+        case {"any": "id"}:
+            return (
+                isinstance(got, bytes)
+                and re.fullmatch(rb"\d+-\d+", got) is not None
+                and abs(int(got.split(b"-")[0]) - now_ms) < CLOCK_MS
+            )
+        case {"time": offset_ms}:
+            return bool(abs(int(got) - now_ms - offset_ms) < CLOCK_MS)
+        case {"between": [low, high]}:
+            return bool(low <= int(got) <= high)
+        case list():
+            return (
+                isinstance(got, list)
+                and len(got) == len(expected)
+                and all(map(matches, expected, got, [now_ms] * len(got)))
+            )
+        case _:
+            return type(got) is type(raw(expected)) and bool(got == raw(expected))
+
+
+@pytest.mark.parametrize(
+    ("script", "case"), cases("publish", "join", "commit", "tend", "claim", "leave", "trim", "ledger", "move", "seek")
+)
+def test_scripts_answer_as_written(shared: Server, script: str, case: Case) -> None:
+    shared.command("FLUSHALL")
+    for command in case["before"]:
+        got = ask(shared, command)
+        assert not isinstance(got, hiredis.ReplyError), f"{command}: {got}"
+    seconds, micros = shared.command("TIME")
+    now_ms = int(seconds) * 1000 + int(micros) // 1000
+    got = ask(
+        shared, ["EVALSHA", SCRIPTS[script].digest.decode(), str(len(case["keys"])), *case["keys"], *case["argv"]]
+    )
+    assert matches(case["reply"], got, now_ms), f"{case['says']}\nexpected {case['reply']}\ngot      {got!r}"
+    for step in case["after"]:
+        got = ask(shared, step["command"])
+        assert matches(step["reply"], got, now_ms), (
+            f"{case['says']}\n{step['command']}\nexpected {step['reply']}\ngot      {got!r}"
+        )
+
+
+NAMED: Final[dict[str, Callable[[keys.PartitionKeys, keys.GroupKeys], tuple[bytes, ...]]]] = {
+    "publish": lambda p, g: (p.stream, p.producer(b"p1"), p.delayed, p.ids),
+    "join": lambda p, g: (p.stream, g.retry, g.record, g.workers, g.dead, g.delayed),
+    "commit": lambda p, g: (g.retry, g.record, g.dead, g.delayed),
+    "tend": lambda p, g: (p.stream, p.delayed, g.retry, g.delayed, g.workers),
+    "claim": lambda p, g: (p.stream, g.retry, g.workers),
+    "leave": lambda p, g: (p.stream, g.retry, g.workers),
+    "trim": lambda p, g: (p.stream, g.record),
+    "ledger": lambda p, g: (p.stream, g.record, g.retry, p.delayed, g.delayed, g.dead, g.workers),
+    "move": lambda p, g: (g.retry, g.record),
+    "seek": lambda p, g: (p.stream, g.record, g.retry, g.dead, g.delayed),
+}
+"""The keys of every case but the first of `commit` and `move`, which is one of two streams."""
+
+
+@pytest.mark.parametrize(("script", "case"), cases(*NAMED))
+def test_keys_are_those_of_the_library(script: str, case: Case) -> None:
+    part, group = keys.partition("orders"), keys.group("orders", "billing")
+    named = list(NAMED[script](part, group))
+    own: list[bytes] = raw(case["keys"])
+    if script in ("commit", "move"):
+        first, *own = own
+        assert first in (part.stream, group.retry, group.dead)
+    if script == "tend" and len(own) < len(named):
+        named = named[:2]
+    assert own[: len(named)] == named
+
+
+def record(given: dict[str, Any]) -> Record:
+    return Record(
+        body=raw(given["body"]),
+        type=raw(given.get("type", "")),
+        key=raw(given.get("key")),
+        id=raw(given.get("id")),
+        headers=tuple((raw(name), raw(value)) for name, value in given.get("headers", ())),
+        delay_ms=given.get("delay_ms", 0),
+        at_ms=given.get("at_ms", 0),
+    )
+
+
+def delivery(given: dict[str, Any]) -> Delivery:
+    return Delivery(raw(given["token"]), raw(given["fields"]), None, given.get("attempt", 1))
+
+
+def settlement(given: dict[str, Any]) -> Settlement:
+    return Settlement(
+        delivery(given),
+        Verdict[given.get("verdict", "HANDLED")],
+        outputs=[(Route(o["topic"]), record(o["record"])) for o in given.get("outputs", ())],
+        effects=[tuple(raw(effect)) for effect in given.get("effects", ())],
+        delay_ms=given.get("delay_ms", 0),
+        reason=raw(given.get("reason", "")),
+    )
+
+
+@pytest.mark.parametrize(("script", "case"), [c for c in cases("publish") if "given" in c.values[1]])
+def test_headrace_packs_batches_so(script: str, case: Case) -> None:
+    records = [record(r) for r in case["given"]["records"]]
+    argv = raw(case["argv"])
+    route = Route("orders")
+    assert argv[3:7] == [
+        b"%d" % n for n in (len(records), route.cap_events, limits.producer_idle_s, int(route.id_window_s * 1000))
+    ]
+    assert argv[7:] == words(records)
+
+
+@pytest.mark.parametrize(("script", "case"), [c for c in cases("commit") if "given" in c.values[1]])
+def test_headrace_packs_settlements_so(script: str, case: Case) -> None:
+    plain = [delivery(d) for d in case["given"]["plain"]]
+    rich = [settlement(s) for s in case["given"]["rich"]]
+    argv = raw(case["argv"])
+    ((plain_, rich_, more, packed),) = calls(plain, rich, "billing")
+    assert raw(case["keys"][5:]) == more
+    assert argv[3:5] == [b"%d" % len(plain_), b"%d" % len(rich_)]
+    assert argv[5:] == [*(d.token for d in plain), *(s.delivery.token for s in rich), *packed]
+
+
+@pytest.mark.parametrize(("script", "case"), cases("netstring"))
+def test_delayed_records_are_netstrings(shared: Server, script: str, case: Case) -> None:
+    packed, fields = raw(case["packed"]), raw(case["fields"])
+    assert b"".join(b"%d:%b," % (len(f), f) for f in fields) == packed
+    assert _netstrings(packed) == fields
+    shared.command("FLUSHALL")
+    shared.command("ZADD", "{orders}:delayed", 1, packed)
+    shared.command("EVALSHA", SCRIPTS["tend"].digest, 2, "orders", "{orders}:delayed", "", 0, 10)
+    ((_, got),) = shared.command("XRANGE", "orders", "-", "+")
+    assert got == fields
+
+
+@pytest.mark.parametrize(("script", "case"), cases("entry"))
+def test_entries_are_read_and_copied_so(script: str, case: Case) -> None:
+    if "copy" in case:
+        given = case["copy"]
+        assert copy(delivery(given), given["attempt"], raw(given["reason"])) == raw(case["fields"])
+    elif "derive" in case:
+        given = case["derive"]
+        assert derived_id(delivery(given), given["group"], given["n"]) == raw(case["id"])
+    else:
+        seen = case["seen"]
+        fields = raw(case["read"]["fields"])
+        got = Delivery(raw(case["read"]["token"]), fields, None, _attempt(fields))
+        ctx = Context(got, SimpleNamespace(topic="orders", group="billing", timeout_s=None, effects=frozenset()), 0.0)
+        assert (ctx.id, ctx.type, ctx.key, ctx.attempt, ctx.time.isoformat(), dict(ctx.headers), got.get(b"data")) == (
+            seen["id"], seen["type"], seen["key"], seen["attempt"], seen["time"], seen["headers"], raw(seen["data"]),
+        )  # fmt: skip
+
+
+def test_every_script_has_vectors() -> None:
+    assert set(SCRIPTS) <= {path.stem for path in GOLDEN.glob("*.json")}
