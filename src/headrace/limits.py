@@ -61,8 +61,8 @@ commit_wait_s: Final = 0.01
 """How long a settled event waits for slower neighbours of its batch before it is committed without them."""
 deaths_max: Final = 5
 """An event that was held by this many workers when they died rests in the dead letters."""
-deaths_alone: Final = 2
-"""From this many deaths on, an event is handled without company, so that it kills nobody else."""
+deaths_alone: Final = 4
+"""From this many deaths on, an event is taken over without company, so that it kills nobody else; before, with 8 times less each time."""
 timeout_s: Final = 600.0
 stop_s: Final = 25.0
 """How long a worker waits at SIGTERM for handlers that run; what is left is handed back."""

@@ -19,12 +19,13 @@ import hiredis
 import pytest
 
 from headrace import limits
-from headrace.backends.contract import Delivery, Record, Route, Settlement, Verdict, derived_id
+from headrace.backends.contract import Delivery, Record, Route, Settlement, Verdict
+from headrace.backends.entry import copy_of, derived_id
 from headrace.backends.redis import keys
 from headrace.backends.redis.client import load_scripts
 from headrace.backends.redis.inspect import _netstrings
 from headrace.backends.redis.publish import words
-from headrace.backends.redis.settle import calls, copy
+from headrace.backends.redis.settle import calls
 from headrace.backends.redis.shared import _attempt
 from headrace.context import Context
 from tests.servers import Server, require
@@ -209,7 +210,7 @@ def test_delayed_records_are_netstrings(shared: Server, script: str, case: Case)
 def test_entries_are_read_and_copied_so(script: str, case: Case) -> None:
     if "copy" in case:
         given = case["copy"]
-        assert copy(delivery(given), given["attempt"], raw(given["reason"])) == raw(case["fields"])
+        assert copy_of(delivery(given).token, delivery(given).fields, given["attempt"], raw(given["reason"])) == raw(case["fields"])
     elif "derive" in case:
         given = case["derive"]
         assert derived_id(delivery(given), given["group"], given["n"]) == raw(case["id"])

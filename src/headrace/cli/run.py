@@ -121,12 +121,13 @@ def _candidates(module: object) -> str:
 def _demo_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", metavar="N", type=count, default=2, help="worker processes (2)")
     parser.add_argument("--quick", action="store_true", help="fewer events")
+    parser.add_argument("--seed", metavar="N", type=int, help="draw the kills as an earlier run did")
     add_json(parser)
 
 
 def _demo(args: argparse.Namespace) -> int:
     demo = importlib.import_module("headrace.cli.demo")  # only when asked for
-    code: int = demo.run(workers=args.workers, quick=args.quick, json=args.json)
+    code: int = demo.run(workers=args.workers, quick=args.quick, json=args.json, seed=args.seed)
     return code
 
 

@@ -32,7 +32,6 @@ class RedisBackend:
         self._feeds: list[SharedFeed] = []
         self._timers: set[asyncio.TimerHandle] = set()
         self._promotions: set[asyncio.Task[None]] = set()
-        self._registered: set[str] = set()
         self._closed = False
 
     async def open(self) -> None:
@@ -55,19 +54,10 @@ class RedisBackend:
         if publisher is None:
             publisher = self._publishers[route.topic] = Publisher(self.client, route)
         await publisher.publish(records)
-        if route.topic not in self._registered:
-            await self._register(route)
+        await self.client.register(route.topic, route.partitions)
         for record in records:
             if record.delay_ms or record.at_ms:
                 self._append_when_due(route.topic, record)
-
-    async def _register(self, route: Route) -> None:
-        self._registered.add(route.topic)
-        try:
-            await self.client.command("HSETNX", keys.TOPICS, route.topic, route.partitions)
-        except BackendError as e:
-            self._registered.discard(route.topic)
-            log.debug("topic %s could not be put on the list of topics: %s; the next publish does it", route.topic, e)
 
     def _append_when_due(self, topic: str, record: Record) -> None:
         """A record that is due before the workers' next heartbeats is appended by its publisher, if that is still there."""

@@ -10,8 +10,9 @@ from typing import Any, Final
 from msgspec import Struct
 
 from headrace.backends.redis.connection import Wire, open_wire, pack
+from headrace.backends.redis.keys import TOPICS
 from headrace.backends.redis.replies import ServerSaid
-from headrace.errors import Closed, Refused
+from headrace.errors import BackendError, Closed, Refused
 from headrace.settings import Settings
 
 
@@ -51,6 +52,7 @@ class Client:
         self.scripts = load_scripts() if scripts is None else scripts
         self._wire: Wire | None = None
         self._opening: asyncio.Task[Wire] | None = None
+        self._registered: set[str] = set()
         self._closed = False
 
     def head(self, name: str, keys: int) -> tuple[bytes, ...]:
@@ -106,6 +108,16 @@ class Client:
                 raise
         await self._load(wire)
         return await wire.send(packed)
+
+    async def register(self, topic: str, partitions: int) -> None:
+        """Puts a topic on the server's list of topics, once. A failure is no matter: the next use of the topic does it."""
+        if topic in self._registered:
+            return
+        self._registered.add(topic)
+        try:
+            await self.command("HSETNX", TOPICS, topic, partitions)
+        except BackendError:
+            self._registered.discard(topic)
 
     def drop(self) -> None:
         """Gives up the shared connection; the next call opens a new one, which loads the scripts."""

@@ -99,7 +99,7 @@ class SharedFeed:
                 int(self._sub.lease_s * 1000),
                 start,
             )
-            await self._client.command("HSETNX", keys.TOPICS, self._topic, self._sub.route.partitions)
+            await self._client.register(self._topic, self._sub.route.partitions)
         except ServerSaid as e:
             if e.code != "DESTROYED":
                 raise
@@ -304,6 +304,8 @@ class SharedFeed:
         for s in rich:
             if s.verdict is Verdict.RETRY:
                 self._presence.due_in(s.delay_ms / 1000)
+            for route, _ in s.outputs:
+                await self._client.register(route.topic, route.partitions)
         if not lost and not refused:
             return ()
         why = dict(zip(refused[::2], refused[1::2], strict=True))

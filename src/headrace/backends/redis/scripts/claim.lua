@@ -2,19 +2,21 @@
 -- Takes over what dead workers hold. Dead is a worker whose lease has ended by the server's clock; a consumer that never had a lease is
 -- dead when it has been idle for longer than one. Forgets the dead who hold nothing.
 -- KEYS  1 stream  2 retry  3 workers     ARGV  1 group  2 worker  3 our consumer (worker/slot)  4 how many at most  5 lease ms
---       6 deaths from which an entry is taken alone  7 a consumer of ours whose read was lost ('' for none): only it is emptied, and no death counted
+--       6 deaths from which an entry is taken alone (before, its company shrinks by 8 with each death)  7 a consumer of ours whose read was lost ('' for none): only it is emptied, and no death counted
 -- Returns {entries gone from the stream while pending, {{1 stream | 2 retry, deaths, id, fields}, ...}}.
 local call, group, me, room, alone, own = redis.call, ARGV[1], ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[6]), ARGV[7]
 local t = call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
 local taken, gone, holds = {}, 0, {}
+local company = math.huge                                     -- how many may be taken together: the one that kills must not kill many
 
 local function empty(source, consumer, pending)
   local rows = call('XPENDING', KEYS[source], group, '-', '+', math.min(room, pending), consumer)
   local ids, deaths = {}, {}
   for _, row in ipairs(rows) do
-    if own == '' and row[4] >= alone then
-      if #ids + #taken == 0 then ids[1] = row[1]; deaths[row[1]] = row[4]; room = 0 end
+    if own == '' then company = math.min(company, math.max(8 ^ (alone - row[4]), 1)) end
+    if #ids + #taken >= company then
+      room = 0
       break
     end
     ids[#ids + 1] = row[1]
