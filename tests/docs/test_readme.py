@@ -16,7 +16,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import pytest
 
@@ -168,8 +168,8 @@ class Terminal:
             self.words(line), cwd=self.folder, env=self.env, capture_output=True, text=True, timeout=60, check=False
         )
 
-    def ledger(self) -> list[dict[str, int]]:
-        found: list[dict[str, int]] = json.loads(self.run("headrace ledger --json").stdout or "[]")
+    def ledger(self) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = json.loads(self.run("headrace ledger --json").stdout or "[]")
         return found
 
     def settled(self) -> bool:
@@ -299,3 +299,142 @@ def test_every_script_is_in_the_reference() -> None:
         assert re.search(rf"### {name}\n\n(?:[^#]*\n)?Flags: `?{re.escape(flags.removeprefix('flags='))}`?\.", page), (
             f"{name}: flags {flags}"
         )
+
+
+ACL_SHOP: Final = """
+import asyncio
+from msgspec import Struct
+from headrace import Context, Headrace, Reject
+
+app = Headrace()
+
+class Order(Struct):
+    n: int
+
+orders, invoices = app.topic("orders", Order), app.topic("invoices", Order)
+
+@orders.subscribe("billing")
+async def bill(order: Order, ctx: Context) -> None:
+    if order.n == 7:
+        raise Reject("seven")
+    if order.n == 8 and ctx.attempt == 1:
+        raise ValueError("again")
+    ctx.publish(invoices, order, delay_s=0.1)
+    ctx.redis.hincrby("revenue", "sum", order.n)
+
+async def main() -> None:
+    async with app:
+        await orders.publish_many(Order(n) for n in range(10))
+        await orders.publish(Order(100), id="a", delay_s=0.1)
+
+if __name__ == "__main__":
+    asyncio.run(main())
+"""
+
+
+def test_the_access_rights_suffice(server: Server, tmp_path: Path) -> None:
+    """Users with exactly the rights of the reference can work and operate; nothing in the log of any of them is refused."""
+    rules = [
+        re.sub(r"\s+", " ", rule)
+        for block in blocks(ROOT / "docs/reference/wire.md", "text")
+        for rule in block.split("\n\n")
+        if rule.startswith("ACL SETUSER")
+    ]
+    assert len(rules) == 2
+    for rule in rules:
+        server.command(*rule.split())
+    (tmp_path / "shop.py").write_text(ACL_SHOP)
+    users = {
+        name: environment({"HEADRACE_URL": server.url.replace("unix://", f"unix://{name}:secret@")})
+        for name in ("worker", "operator")
+    }
+
+    def say(user: str, *words: str) -> str:
+        done = subprocess.run(
+            [sys.executable, *words],
+            cwd=tmp_path,
+            env=users[user],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode == 0, f"{words}: {said(done)}"
+        return done.stdout
+
+    def ledger() -> dict[str, int]:
+        found: list[dict[str, int]] = json.loads(say("operator", "-m", "headrace", "ledger", "--json"))
+        return found[0] if found else {}
+
+    with (tmp_path / "workers.log").open("wb") as log:
+        worker = subprocess.Popen(
+            [sys.executable, "-m", "headrace", "run", "shop:app"],
+            cwd=tmp_path,
+            env=users["worker"],
+            stdout=log,
+            stderr=log,
+        )
+    try:
+        say("worker", "shop.py")
+        wait_until(lambda: ledger().get("handled") == 10, "all but one are handled")
+        assert ledger()["missing"] == 0
+        token = json.loads(say("operator", "-m", "headrace", "dead", "list", "orders", "billing", "--json"))[0]["token"]
+        for words in (
+            ("topics",), ("groups",), ("pending", "orders", "billing"), ("tail", "orders"), ("doctor",),
+            ("dead", "show", "orders", "billing", token), ("dead", "replay", "orders", "billing", token),
+            ("replay", "orders", "billing", "--from", "-1h", "--to", "now"),
+        ):  # fmt: skip
+            say("operator", "-m", "headrace", *words)
+    finally:
+        worker.terminate()
+        worker.wait(40)
+    assert "NOPERM" not in (tmp_path / "workers.log").read_text()
+    say("operator", "-m", "headrace", "groups", "orders", "--reset", "billing", "--to", "latest", "--yes")
+    denied = [dict(zip(entry[::2], entry[1::2], strict=True))[b"object"] for entry in server.command("ACL", "LOG")]
+    assert set(denied) <= {b"client|setinfo"}
+
+
+ENTRIES_SHOP: Final = """
+from msgspec import Struct
+from headrace import Headrace
+
+app = Headrace()
+
+class Order(Struct):
+    id: str
+
+orders = app.topic("orders", Order)
+
+@orders.subscribe("billing")
+async def bill(order: Order) -> None: ...
+"""
+
+
+def test_entries_of_other_tools_are_events_and_a_group_can_be_removed(server: Server, tmp_path: Path) -> None:
+    """As the reference says of a plain XADD, and the guide to operations of a group that nobody serves any more."""
+    (tmp_path / "shop.py").write_text(ENTRIES_SHOP)
+    server.command("XADD", "orders", "*", "data", '{"id":"o-1"}')
+    server.command("XADD", "orders", "*", "data", b'{"id":\xff', "colour", "red")
+    server.command("XADD", "orders", "*", "order", "o-3")
+    with terminal(tmp_path, server) as it:
+        it.do(Command("headrace run shop:app --workers 1", ""))
+        wait_until(
+            lambda: it.ledger()[0]["handled"] == 1 and it.ledger()[0]["dead"] == 2, "one is handled, two are dead"
+        )
+        letters = json.loads(it.run("headrace dead list orders billing --json").stdout)
+        assert [letter["reason"].partition(":")[0] for letter in letters] == ["Undecodable"] * 2
+        assert server.command("XRANGE", "{orders}:dead:billing", "-", "+")[0][1][-4:] == [
+            b"data",
+            b'{"id":\xff',
+            b"colour",
+            b"red",
+        ]
+        server.command("XGROUP", "CREATE", "orders", "old-group", "0")
+        assert {group["group"] for group in it.ledger()} == {"billing", "old-group"}
+        (removal,) = [b for b in blocks(ROOT / "docs/guides/operations.md", "sh") if "XGROUP DESTROY" in b]
+        for line in removal.splitlines():
+            program, *words = shlex.split(line)
+            assert program == "redis-cli"
+            server.command(*words)
+        assert {group["group"] for group in it.ledger()} == {"billing"}
+        assert not [key for key in server.command("KEYS", "*") if b"old-group" in key]

@@ -149,7 +149,8 @@ def test_client_kill(stage: Stage) -> None:
 
 
 def test_a_destroyed_group_ends_its_workers(stage: Stage) -> None:
-    worker = stage.worker()
+    worker = stage.worker(lease_s=30.0)  # between heartbeats
+    stage.serving(worker)
     stage.publish(plain(range(10)))
     stage.settled(10)
     stage.server.command("XGROUP", "DESTROY", "jobs", "g")

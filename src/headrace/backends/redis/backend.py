@@ -44,7 +44,7 @@ class RedisBackend:
             raise
         for finding in report.findings:
             if not finding.ok:
-                log.info("%s: found %s, wanted %s. %s", finding.name, finding.found, finding.wanted, finding.fix)
+                log.debug("%s: found %s, wanted %s. %s", finding.name, finding.found, finding.wanted, finding.fix)
 
     async def publish(self, route: Route, records: Sequence[Record]) -> None:
         """See contract.Backend."""

@@ -27,6 +27,9 @@ log = logging.getLogger("headrace.redis")
 _PROOF_MIN: Final = 4
 """Below this many entries a gate each is cheaper than asking for the pending counts."""
 
+_SUSPECT_DEATHS: Final = 2
+"""One death is most often a deployment or a machine; from the second on the events of a takeover are kept apart from all others."""
+
 
 class Hold:
     """What one slot holds of one stream."""
@@ -74,6 +77,9 @@ class SharedFeed:
         self._wire_id = 0
         self._reading: asyncio.Future[Any] | None = None
         self._taking = asyncio.Lock()
+        self._suspect: Slot | None = None
+        """Holds events that workers died with. Nothing else is taken meanwhile: it might die with them, again and again."""
+        self._cleared = asyncio.Event()
         self._closed: Closed | None = None
         self.dead_workers = True
         """Whether there may be something to take over; at first unknown, so look."""
@@ -84,14 +90,14 @@ class SharedFeed:
 
     async def join(self) -> None:
         """Creates what is absent, takes the lease, begins to renew it. Raises NotConnected, Refused."""
-        await self._rejoin()
+        if await self._join("0" if self._sub.start == "earliest" else "$") == b"renewed":
+            self._say_deleted()
         self._presence.start()
 
-    async def _rejoin(self) -> None:
+    async def _join(self, start: str) -> bytes:
         own, group = self._own, self._keys
-        start = "0" if self._sub.start == "earliest" else "$"
         try:
-            answer = await self._client.call(
+            answer: bytes = await self._client.call(
                 "join",
                 (own.stream, group.retry, group.record, group.workers, group.dead, group.delayed),
                 self._group,
@@ -107,13 +113,20 @@ class SharedFeed:
                 f"group {self._sub.group} of topic {self._topic} was destroyed on the server while it was in use, and with it the place "
                 f"where it stood. Say where to begin again: headrace groups {self._topic} --reset {self._sub.group} --to earliest|latest|ID"
             ) from None
-        if answer == b"renewed":
-            log.error(
-                "topic %s was deleted on the server (FLUSHALL, DEL, eviction or a restore): what group %s had not settled is lost; "
-                "beginning with the new topic's first event",
-                self._topic,
-                self._sub.group,
-            )
+        return answer
+
+    async def _rejoin(self) -> None:
+        """The group is not there any more: begins anew with the topic that takes the place of the deleted one."""
+        if await self._join("0") != b"joined":  # else another worker was here first, and said it
+            self._say_deleted()
+
+    def _say_deleted(self) -> None:
+        log.error(
+            "topic %s was deleted on the server (FLUSHALL, DEL, eviction or a restore): what group %s had not settled is lost; "
+            "beginning with the new topic's first event",
+            self._topic,
+            self._sub.group,
+        )
 
     # Taking
 
@@ -123,6 +136,8 @@ class SharedFeed:
             if self._closed is not None:
                 raise self._closed
             if not self._ahead:
+                if self._suspect is not None and not await self._clear(wait_s):
+                    return ()
                 await self._fill(limit, wait_s)
             ahead = self._ahead
             if len(ahead) <= limit:
@@ -130,12 +145,26 @@ class SharedFeed:
                 return list(ahead)
             return [ahead.popleft() for _ in range(limit)]
 
+    async def _clear(self, wait_s: float) -> bool:
+        """Waits until the suspect is settled; False: it is still at work."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._cleared.wait(), wait_s)
+        if self._closed is not None:
+            raise self._closed
+        return self._suspect is None
+
     async def _fill(self, limit: int, wait_s: float) -> None:
-        while self._lost:
-            await self._claim(limit, self._lost[-1])
-            self._lost.pop()
-        if self.dead_workers and not self._ahead:
-            await self._claim(limit, None)
+        try:
+            while self._lost:
+                await self._claim(limit, self._lost[-1])
+                self._lost.pop()
+            if self.dead_workers and not self._ahead:
+                await self._claim(limit, None)
+        except ServerSaid as e:
+            if e.code != "NOGROUP":
+                raise
+            await self._rejoin()
+            return
         if self._ahead:
             return
         slot = self._free.popleft() if self._free else self._new_slot()
@@ -236,6 +265,9 @@ class SharedFeed:
                 killers.append(Settlement(delivery, Verdict.DEAD, reason=reason))
             else:
                 self._ahead.append(delivery)
+                if lost is None and deaths >= _SUSPECT_DEATHS:
+                    self._suspect = slot
+                    self._cleared.clear()
         if killers:
             log.error(
                 "topic %s, group %s: an event that %d workers died with was dead-lettered",
@@ -301,6 +333,9 @@ class SharedFeed:
         hold.held -= count - len(refused) // 2
         if hold.slot.empty:
             self._free.append(hold.slot)
+            if hold.slot is self._suspect:
+                self._suspect = None
+                self._cleared.set()
         for s in rich:
             if s.verdict is Verdict.RETRY:
                 self._presence.due_in(s.delay_ms / 1000)
@@ -340,6 +375,7 @@ class SharedFeed:
             return
         self._closed = Closed(f"the feed of group {self._sub.group} was closed")
         self._presence.stop()
+        self._cleared.set()
         self._unblock()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._taking.acquire(), 2.0)  # the read has ended

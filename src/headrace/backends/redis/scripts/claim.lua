@@ -3,8 +3,12 @@
 -- dead when it has been idle for longer than one. Forgets the dead who hold nothing.
 -- KEYS  1 stream  2 retry  3 workers     ARGV  1 group  2 worker  3 our consumer (worker/slot)  4 how many at most  5 lease ms
 --       6 deaths from which an entry is taken alone (before, its company shrinks by 8 with each death)  7 a consumer of ours whose read was lost ('' for none): only it is emptied, and no death counted
+-- Error: NOGROUP (stream, retry stream or group were deleted).
 -- Returns {entries gone from the stream while pending, {{1 stream | 2 retry, deaths, id, fields}, ...}}.
 local call, group, me, room, alone, own = redis.call, ARGV[1], ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[6]), ARGV[7]
+for source = 1, 2 do
+  if call('EXISTS', KEYS[source]) == 0 then return redis.error_reply('NOGROUP ' .. KEYS[source] .. ' was deleted') end
+end
 local t = call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
 local taken, gone, holds = {}, 0, {}

@@ -24,7 +24,7 @@ if exists then
   added = pairs_of(call('XINFO', 'STREAM', stream))['entries-added']
   length = call('XLEN', stream)
 end
-local record = call('HMGET', KEYS[3], 'origin', 'added')
+local record = call('HMGET', KEYS[3], 'origin', 'added', 'handled')
 local answer = 'joined'
 local function begin(origin)                                   -- what an earlier life of the group left behind is carried over
   local carried = 0
@@ -50,7 +50,8 @@ elseif not info and not record[1] then
   answer = 'created'
   create(ARGV[4])
 elseif not info then
-  if exists and added >= tonumber(record[2] or 0) and tonumber(record[2] or 0) > 0 then
+  local known = tonumber(record[2] or 0)                        -- written now and then: 0 may be older than what was handled since
+  if exists and added >= known and (known > 0 or tonumber(record[3] or 0) > 0) then
     return redis.error_reply('DESTROYED group ' .. group .. ' of ' .. stream)
   end
   answer = 'renewed'
