@@ -90,10 +90,10 @@ class Headrace:
         if name in self.topics:
             raise ConfigurationError(f"topic {name} is declared twice; keep the Topic object and use it in both places")
         for option, value in (("cap_events", cap_events), ("id_window_s", id_window_s)):
-            if value <= 0:
+            if not 0 < value <= limits.number_max:
                 raise ConfigurationError(f"{option}: expected a positive number, got {value!r}")
         for option, value in (("retain_events", retain_events), ("retain_s", retain_s)):
-            if value < 0:
+            if not 0 <= value <= limits.number_max:
                 raise ConfigurationError(f"{option}: expected 0 or more, got {value!r}")
         route = Route(name, 1, cap_events, retain_events, retain_s, id_window_s)
         topic: Topic[Any] = Topic(self, route, event_type, key)

@@ -42,6 +42,8 @@ id_window_s: Final = 86_400
 """How long a caller-given `id=` drops repeats."""
 
 # Topic
+number_max: Final = 10**12
+"""For counts and seconds that a program may choose: more is a mistake, or infinity."""
 cap_events: Final = 10_000_000
 retain_events: Final = 1_000_000
 retain_s: Final = 86_400

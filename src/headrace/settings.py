@@ -28,7 +28,7 @@ class Settings(Struct, frozen=True):
     """Everything a program may decide about its server."""
 
     url: str = ""
-    """`redis://`, `rediss://`, `unix://`, `memory://`; empty: the embedded server of this project."""
+    """`redis://`, `rediss://`, `unix://`; empty: the embedded server of this project."""
     durability: Durability = Durability.FSYNC
     replicas: int = 1
     """Replicas that must confirm at level `quorum`."""

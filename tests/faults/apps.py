@@ -16,13 +16,16 @@ from typing import Any, NamedTuple
 import msgspec
 from msgspec import Struct
 
-from headrace import Context, Headrace, Reject, Retry, Topic
+from headrace import Context, Headrace, Reject, Retry, Topic, limits
 
 SHARED = Path(os.environ.get("FAULTS_DIR", "."))
 VICTIM = os.environ.get("FAULTS_ROLE") == "victim"
 LEASE_S = float(os.environ.get("FAULTS_LEASE_S", "1.0"))
 SILENCE_S = float(os.environ.get("FAULTS_SILENCE_S", "15.0"))
 PATIENT = Retry(attempts=3, first_s=0.05, factor=1.0, jitter=0.0)
+
+if "FAULTS_DIR" in os.environ:
+    vars(limits)["abandon_s"] = 1.0  # in workers only: what waits for handlers that do not end
 
 
 class Job(Struct):
@@ -83,7 +86,7 @@ async def ignore_cancellation() -> None:
             continue
 
 
-async def act(job: Job, ctx: Context) -> None:
+async def act(job: Job, ctx: Context) -> None:  # noqa: PLR0912 - a list of misdeeds
     """The misdeeds by name; `once` in front means: at the first attempt only."""
     name = job.act
     if name.startswith("once "):

@@ -90,7 +90,13 @@ class Stage:
         self.workers: list[Program] = []
 
     def worker(
-        self, app: str = "app", *words: str, url: str | None = None, lease_s: float = 1.0, silence_s: float = 15.0, victim: bool = False
+        self,
+        app: str = "app",
+        *words: str,
+        url: str | None = None,
+        lease_s: float = 1.0,
+        silence_s: float = 15.0,
+        victim: bool = False,
     ) -> Program:
         """Starts `headrace run` for an app of tests/faults/apps.py. Does not wait."""
         env = {
@@ -183,14 +189,18 @@ class Stage:
         try:
             wait_until(reached, "settled", timeout_s)
         except AssertionError:
-            raise AssertionError(f"not within {timeout_s} s: {handled} handled, {dead} dead; {self.group(topic)}") from None
+            raise AssertionError(
+                f"not within {timeout_s} s: {handled} handled, {dead} dead; {self.group(topic)}"
+            ) from None
 
     def serving(self, program: Program) -> None:
         """Waits until a worker has joined."""
         wait_until(lambda: "serving group" in program.log or program.code is not None, "the worker serves")
         assert program.code is None, program.log
 
-    def exact(self, numbers: Iterable[int], dead: Iterable[int] = (), *, topic: str = "jobs", done: str = "done") -> None:
+    def exact(
+        self, numbers: Iterable[int], dead: Iterable[int] = (), *, topic: str = "jobs", done: str = "done"
+    ) -> None:
         """These were handled and those are dead, each exactly once, with exactly their traces; nothing else is anywhere."""
         handled, buried = sorted(numbers), sorted(dead)
         info = self.group(topic)
@@ -210,11 +220,13 @@ class Stage:
         found = sorted(msgspec.json.decode(dict(zip(f[::2], f[1::2], strict=True))[b"data"])["n"] for f in outputs)
         assert found == handled, Counter(found) - Counter(handled) + (Counter(handled) - Counter(found))
         assert sums == ({"count": len(handled), "total": sum(handled)} if handled else {}), sums
-        assert len({dict(zip(f[::2], f[1::2], strict=True))[b"id"] for f in outputs}) == len(handled), "ids of outputs are distinct"
+        assert len({dict(zip(f[::2], f[1::2], strict=True))[b"id"] for f in outputs}) == len(handled), (
+            "ids of outputs are distinct"
+        )
 
     def close(self) -> None:
         """Ends every process; their last words are shown if the test failed."""
         for program in self.workers:
             program.kill()
         for number, program in enumerate(self.workers):
-            print(f"--- worker {number}: ended with {program.code}\n{program.log[-8_000:]}")
+            sys.stdout.write(f"--- worker {number}: ended with {program.code}\n{program.log[-8_000:]}\n")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from headrace import NotConnected
+from headrace import Context, NotConnected
 from headrace.runtime.signals import Stop
 from headrace.runtime.worker import serve
 from headrace.testing.faults import Fault, Proxy
@@ -28,7 +28,7 @@ async def play(stage: Stage, proxy: Proxy, jobs: str, done: str) -> None:
     theirs = apps.line(proxy.url, jobs=jobs, done=done)
 
     @theirs.jobs.subscribe("g", retry=apps.PATIENT)
-    async def handle(job: Job, ctx: apps.Context) -> None:
+    async def handle(job: Job, ctx: Context) -> None:
         apps.record(job, ctx, theirs.done)
         await apps.act(job, ctx)
 
@@ -77,7 +77,9 @@ async def one(stage: Stage, fault: Fault, nth: int) -> bool:
         return proxy.fired.is_set()
 
 
-@pytest.mark.parametrize("fault", [Fault.LOSE_REPLY, Fault.LOSE_REQUEST, Fault.TEAR_REPLY], ids=lambda f: f.name.lower())
+@pytest.mark.parametrize(
+    "fault", [Fault.LOSE_REPLY, Fault.LOSE_REQUEST, Fault.TEAR_REPLY], ids=lambda f: f.name.lower()
+)
 def test_every_call(stage: Stage, fault: Fault, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(apps, "SHARED", tmp_path)
     calls = asyncio.run(fail_each_call(stage, fault))

@@ -27,16 +27,18 @@ def test_publish(stage: Stage, proxy: Proxy, fault: Fault) -> None:
 
 @pytest.mark.parametrize("fault", CUTS, ids=lambda f: f.name.lower())
 @pytest.mark.parametrize(
-    "when", [script("commit"), command("XREADGROUP"), script("tend")], ids=["commit", "read", "heartbeat"]
+    ("when", "lease_s"),
+    [(script("commit"), 60.0), (command("XREADGROUP"), 60.0), (script("tend"), 0.5)],
+    ids=["commit", "read", "heartbeat"],
 )
-def test_worker(stage: Stage, proxy: Proxy, when: Matcher, fault: Fault) -> None:
-    """A long lease: what a lost read was given does not wait for its end."""
-    worker = stage.worker(url=proxy.url, lease_s=3.0 if when is not script else 1.0)
+def test_worker(stage: Stage, proxy: Proxy, when: Matcher, lease_s: float, fault: Fault) -> None:
+    """With a long lease: what a lost read was given does not wait for its end."""
+    worker = stage.worker(url=proxy.url, lease_s=lease_s)
     stage.serving(worker)
     total = 0
     for nth in NTH[:3]:
         proxy.fail(fault, nth, when)
-        wait_until(lambda: _feed(stage, proxy), "the fault happens")  # noqa: B023
+        wait_until(lambda: _feed(stage, proxy), "the fault happens")
         total = sum(1 for _ in stage.server.command("XRANGE", "jobs", "-", "+"))
     stage.settled(total)
     stage.exact(range(total))
@@ -70,7 +72,9 @@ def test_half_open(stage: Stage, proxy: Proxy) -> None:
     """Nothing arrives and nothing is closed: both sides notice by the silence, and connect again."""
     worker = stage.worker(url=proxy.url, silence_s=1.0)
     stage.serving(worker)
-    publishing = stage.publishing(plain(range(1_000)), url=proxy.url, chunk=10, pace_s=0.01, request_s=1.0, connect_s=1.0)
+    publishing = stage.publishing(
+        plain(range(1_000)), url=proxy.url, chunk=10, pace_s=0.01, request_s=1.0, connect_s=1.0
+    )
     wait_until(lambda: publishing.acknowledged > 100, "publishing has begun")
     proxy.freeze()
     wait_until(lambda: "no answer" in worker.log, "the worker notices")

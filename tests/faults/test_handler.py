@@ -25,7 +25,15 @@ REASONS = {
 
 def test_each_misdeed_is_its_event_s_alone(stage: Stage) -> None:
     worker = stage.worker()
-    stage.publish([*plain(range(50)), *BAD, Job(106, "leak"), *(Job(n, "once fail") for n in range(110, 120)), *plain(range(50, 100))])
+    stage.publish(
+        [
+            *plain(range(50)),
+            *BAD,
+            Job(106, "leak"),
+            *(Job(n, "once fail") for n in range(110, 120)),
+            *plain(range(50, 100)),
+        ]
+    )
     good = [*range(100), 106, *range(110, 120)]
     stage.settled(len(good), len(BAD))
     stage.exact(good, REASONS)

@@ -162,14 +162,14 @@ def test_a_destroyed_group_ends_its_workers(stage: Stage) -> None:
     assert "headrace groups jobs --reset g --to" in again.log
 
 
-@pytest.mark.parametrize("idle", [True, False], ids=["idle", "busy"])
+@pytest.mark.parametrize("work", ["idle", "busy"])
 @pytest.mark.parametrize("how", [("DEL", "jobs"), ("FLUSHALL",)], ids=["del", "flushall"])
-def test_a_deleted_topic(stage: Stage, how: tuple[str, ...], idle: bool) -> None:
+def test_a_deleted_topic(stage: Stage, how: tuple[str, ...], work: str) -> None:
     """What was in it is lost, loudly; what comes after is handled."""
     worker = stage.worker(victim=True)
     stage.publish(plain(range(20)))
     stage.settled(20)
-    if not idle:
+    if work == "busy":
         stage.publish([Job(n, "hold") for n in range(20, 40)])
         stage.called(40)
     stage.server.command(*how)

@@ -20,13 +20,12 @@ import pytest
 
 from headrace import limits
 from headrace.backends.contract import Delivery, Record, Route, Settlement, Verdict
-from headrace.backends.entry import copy_of, derived_id
+from headrace.backends.entry import attempt_of, copy_of, derived_id
 from headrace.backends.redis import keys
 from headrace.backends.redis.client import load_scripts
 from headrace.backends.redis.inspect import _netstrings
 from headrace.backends.redis.publish import words
 from headrace.backends.redis.settle import calls
-from headrace.backends.redis.shared import _attempt
 from headrace.context import Context
 from tests.servers import Server, require
 
@@ -217,7 +216,7 @@ def test_entries_are_read_and_copied_so(script: str, case: Case) -> None:
     else:
         seen = case["seen"]
         fields = raw(case["read"]["fields"])
-        got = Delivery(raw(case["read"]["token"]), fields, None, _attempt(fields))
+        got = Delivery(raw(case["read"]["token"]), fields, None, attempt_of(fields))
         ctx = Context(got, SimpleNamespace(topic="orders", group="billing", timeout_s=None, effects=frozenset()), 0.0)
         assert (ctx.id, ctx.type, ctx.key, ctx.attempt, ctx.time.isoformat(), dict(ctx.headers), got.get(b"data")) == (
             seen["id"], seen["type"], seen["key"], seen["attempt"], seen["time"], seen["headers"], raw(seen["data"]),

@@ -407,3 +407,29 @@ def test_backoff_is_exponential_bounded_and_jittered() -> None:
         assert exact * 0.5 <= again <= exact * 1.5
     assert policy.again_in_s(99, HandlerError("x")) is None
     assert policy.again_in_s(1, Reject("x")) is None
+
+
+def test_batch_handlers_of_one_group_share_its_events_by_type() -> None:
+    app = Headrace()
+    both = app.topic("both", Order | Paid)
+    seen: list[str] = []
+
+    @both.subscribe("g", batch=10)
+    async def on_orders(events: list[Order]) -> None:
+        assert all(isinstance(e, Order) for e in events)
+        seen.extend(e.id for e in events)
+
+    @both.subscribe("g", batch=10, retry=Retry(attempts=1))
+    async def on_paid(events: list[Paid]) -> None:
+        assert all(isinstance(e, Paid) for e in events)
+        raise ValueError("no")
+
+    async def play() -> None:
+        async with app.testing() as t:
+            await both.publish_many([Order("1"), Paid("1"), Order("2"), Paid("2")])
+            await t.drain()
+            ledger = await t.ledger(both, "g")
+            assert (ledger.handled, ledger.dead, ledger.missing) == (2, 2, 0)
+
+    run(play())
+    assert sorted(seen) == ["1", "2"]

@@ -41,3 +41,10 @@ def copy_of(token: bytes, fields: Sequence[bytes], attempt: int, reason: bytes =
         elif name not in _REPLACED:
             out += (name, value)
     return out
+
+
+def attempt_of(fields: Sequence[bytes]) -> int:
+    """The attempt of a copy, which says it right behind its id; of any other entry 1."""
+    if len(fields) > 3 and fields[2] == b"attempt" and fields[3].isdigit():  # noqa: PLR2004 - id and attempt come first
+        return int(fields[3])
+    return 1

@@ -68,31 +68,35 @@ class Executor:
         return self._conclude(ctx, retry)
 
     async def execute_batch(self, deliveries: Sequence[Delivery], started: float) -> list[Settled]:
-        """As `execute`, for a handler of lists: one call; it may fail events one by one by `ctx[i].fail`."""
+        """As `execute`, for handlers of lists: a call for each handler; it may fail events one by one by `ctx[i].fail`."""
         settled: list[Settled] = []
-        events, contexts = [], []
+        calls: dict[str, tuple[Handler, list[Any], list[Context]]] = {}
         for delivery in deliveries:
             try:
                 event = self._decode(delivery)
             except Undecodable as e:
                 settled.append(self.judge(delivery, e, self._retry))
-            else:
-                if self._only or type(event) in self._by_type:
-                    events.append(event)
-                    contexts.append(Context(delivery, self, started))
-                else:
-                    settled.append(delivery)
-        if not events:
-            return settled
-        handler = self._only or self._by_type[type(events[0])]
+                continue
+            handler = self._only or self._by_type.get(type(event))
+            if handler is None:
+                settled.append(delivery)  # this group does not care for this type
+                continue
+            _, events, contexts = calls.setdefault(handler.name, (handler, [], []))
+            events.append(event)
+            contexts.append(Context(delivery, self, started))
+        for handler, events, contexts in calls.values():
+            settled += await self._call_batch(handler, events, contexts)
+        return settled
+
+    async def _call_batch(self, handler: Handler, events: list[Any], contexts: list[Context]) -> list[Settled]:
         try:
             await self._calls[handler.name](events, contexts)
         except GeneratorExit:
             raise
         except BaseException as e:  # noqa: BLE001 - as above
             seen = self._seen(e)
-            return settled + [self.judge(c.delivery, c.failure or seen, handler.retry) for c in contexts]
-        return settled + [self._conclude(c, handler.retry) for c in contexts]
+            return [self.judge(c.delivery, c.failure or seen, handler.retry) for c in contexts]
+        return [self._conclude(c, handler.retry) for c in contexts]
 
     def judge(self, delivery: Delivery, error: BaseException, retry: Retry | None = None) -> Settlement:
         """A failed delivery: a retry that becomes due later, or a dead letter. Both are rows of the same commit."""

@@ -1,10 +1,9 @@
-"""Real faults for tests with real servers and real processes: a proxy that cuts, tears, freezes and delays, and processes that are
-killed, paused and read.
+"""Real faults for tests: a proxy that cuts, tears, freezes and delays, and processes that are killed and paused.
 
     with Proxy(server_url) as proxy:
         proxy.fail(Fault.LOSE_REPLY, nth=3, when=command("XREADGROUP"))
         program = Program([sys.executable, "-m", "shop"], log, env={"HEADRACE_URL": proxy.url})
-        assert proxy.fired.wait(10)             # the third read was executed by the server, its answer is lost, its connection closed
+        assert proxy.fired.wait(10)             # the server has executed the third read, its reply is lost, the connection closed
         program.kill()
 
 The proxy reads RESP2, so that it knows where a request or a reply ends and which reply answers which request.
@@ -103,6 +102,7 @@ class Proxy:
         self._server: asyncio.Server | None = None
         self._links: set[_Link] = set()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._writers: list[asyncio.StreamWriter] = []
         self._flowing = asyncio.Event()
         self._flowing.set()
         self._fault: Fault | None = None
@@ -171,12 +171,17 @@ class Proxy:
     async def _end(self) -> None:
         if self._server is not None:
             self._server.close()
+        for _ in range(3):
+            await asyncio.sleep(0)  # a connection that is being accepted takes some turns of the loop to reach us
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await asyncio.sleep(0)  # transports that were closed say so in the next turn of the loop
+        for writer in self._writers:
+            writer.transport.abort()
+        await asyncio.sleep(0)  # transports are closed in the next turn
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._writers.append(writer)
         task = self._loop.create_task(self._serve(reader, writer))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -190,6 +195,7 @@ class Proxy:
         except OSError:
             writer.transport.abort()  # the server is down: the client sees a connection that ends
             return
+        self._writers.append(upstream[1])
         link = _Link(self, (reader, writer), upstream)
         self._links.add(link)
         try:

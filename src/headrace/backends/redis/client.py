@@ -52,7 +52,8 @@ class Client:
         self.scripts = load_scripts() if scripts is None else scripts
         self._wire: Wire | None = None
         self._opening: asyncio.Task[Wire] | None = None
-        self._registered: set[str] = set()
+        self.registered: set[str] = set()
+        """Topics known to be on the server's list."""
         self._closed = False
 
     def head(self, name: str, keys: int) -> tuple[bytes, ...]:
@@ -111,13 +112,13 @@ class Client:
 
     async def register(self, topic: str, partitions: int) -> None:
         """Puts a topic on the server's list of topics, once. A failure is no matter: the next use of the topic does it."""
-        if topic in self._registered:
+        if topic in self.registered:
             return
-        self._registered.add(topic)
+        self.registered.add(topic)
         try:
             await self.command("HSETNX", TOPICS, topic, partitions)
         except BackendError:
-            self._registered.discard(topic)
+            self.registered.discard(topic)
 
     def drop(self) -> None:
         """Gives up the shared connection; the next call opens a new one, which loads the scripts."""

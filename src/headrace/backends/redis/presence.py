@@ -110,7 +110,9 @@ class Presence:
                 silent_s,
                 self._sub.lease_s,
             )
-        if lease_ms < 0 or lost:  # lost: others took over, or everything was deleted, which a blocked read may not notice (Valkey, FLUSHALL)
+        if (
+            lease_ms < 0 or lost
+        ):  # lost: others took over, or everything was deleted, which a blocked read may not notice (Valkey, FLUSHALL)
             self._feed.look_around()
         else:
             self.due_in(lease_ms / 1000)  # a live worker renews long before; for a dead one this is the moment

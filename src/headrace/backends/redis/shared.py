@@ -16,11 +16,13 @@ from typing import Any, Final
 
 from headrace import limits
 from headrace.backends.contract import Delivery, Settled, Settlement, Subscription, Unsettled, Verdict
-from headrace.backends.redis import keys, settle
+from headrace.backends.entry import attempt_of
+from headrace.backends.redis import keys, settle, takeover
 from headrace.backends.redis.client import Client
 from headrace.backends.redis.connection import Wire, pack
 from headrace.backends.redis.presence import Presence
 from headrace.backends.redis.replies import ServerSaid
+from headrace.backends.redis.slots import Hold, Slot
 from headrace.errors import BackendError, Closed, NotConnected, Refused
 
 log = logging.getLogger("headrace.redis")
@@ -29,34 +31,6 @@ _PROOF_MIN: Final = 4
 
 _SUSPECT_DEATHS: Final = 2
 """One death is most often a deployment or a machine; from the second on the events of a takeover are kept apart from all others."""
-
-
-class Hold:
-    """What one slot holds of one stream."""
-
-    __slots__ = ("held", "in_flight", "slot", "stream")
-
-    def __init__(self, slot: Slot, stream: bytes) -> None:
-        self.slot, self.stream = slot, stream
-        self.held = 0
-        self.in_flight = 0
-        """Entries in commits that are not answered yet; they are executed before a later commit of ours is."""
-
-
-class Slot:
-    """A read buffer: its consumer name and what it holds."""
-
-    __slots__ = ("main", "name", "retry")
-
-    def __init__(self, name: bytes, own: keys.PartitionKeys, group: keys.GroupKeys) -> None:
-        self.name = name
-        self.main = Hold(self, own.stream)
-        self.retry = Hold(self, group.retry)
-
-    @property
-    def empty(self) -> bool:
-        """Nothing is held: it may be read again."""
-        return not self.main.held and not self.retry.held
 
 
 class SharedFeed:
@@ -80,6 +54,7 @@ class SharedFeed:
         self._suspect: Slot | None = None
         """Holds events that workers died with. Nothing else is taken meanwhile: it might die with them, again and again."""
         self._cleared = asyncio.Event()
+        self._deadly: list[Settlement] = []
         self._closed: Closed | None = None
         self.dead_workers = True
         """Whether there may be something to take over; at first unknown, so look."""
@@ -117,6 +92,7 @@ class SharedFeed:
 
     async def _rejoin(self) -> None:
         """The group is not there any more: begins anew with the topic that takes the place of the deleted one."""
+        self._client.registered.discard(self._topic)
         if await self._join("0") != b"joined":  # else another worker was here first, and said it
             self._say_deleted()
 
@@ -155,6 +131,7 @@ class SharedFeed:
 
     async def _fill(self, limit: int, wait_s: float) -> None:
         try:
+            await self._bury()
             while self._lost:
                 await self._claim(limit, self._lost[-1])
                 self._lost.pop()
@@ -176,11 +153,8 @@ class SharedFeed:
                 raise
             await self._rejoin()
             return
-        except NotConnected:
-            self._lost.append(slot)  # the server may have given it entries that never arrived
-            raise
         except BaseException:
-            self._lost.append(slot)
+            self._lost.append(slot)  # the server may have given it entries that never arrived
             raise
         if not reply:
             self._free.append(slot)
@@ -193,7 +167,7 @@ class SharedFeed:
             if hold is slot.main:
                 self._ahead.extend([Delivery(id_, fields, hold) for id_, fields in entries])
             else:
-                self._ahead.extend([Delivery(id_, fields, hold, _attempt(fields)) for id_, fields in entries])
+                self._ahead.extend([Delivery(id_, fields, hold, attempt_of(fields)) for id_, fields in entries])
 
     def _new_slot(self) -> Slot:
         self._slots += 1
@@ -226,56 +200,35 @@ class SharedFeed:
 
     async def _claim(self, limit: int, lost: Slot | None) -> None:
         slot = self._new_slot()
-        gone, taken = await self._client.call(
-            "claim",
-            (self._own.stream, self._keys.retry, self._keys.workers),
-            self._group,
-            self._sub.consumer,
-            slot.name,
-            limits.read_records_max if lost else limit,
-            int(self._sub.lease_s * 1000),
-            limits.deaths_alone,
-            lost.name if lost else b"",
-        )
+        try:
+            taken = await takeover.claim(self._client, self._sub, slot, limit, lost)
+        except NotConnected:
+            self._lost.append(slot)  # the server may have claimed them for it
+            raise
         if lost is None:
             self.dead_workers = bool(taken)
-        if gone:
+        for delivery, deaths in taken:
+            if deaths >= limits.deaths_max:
+                self._deadly.append(Settlement(delivery, Verdict.DEAD, reason=b"%d workers that held it died" % deaths))
+                continue
+            self._ahead.append(delivery)
+            if deaths >= _SUSPECT_DEATHS:
+                self._suspect = slot
+                self._cleared.clear()
+        await self._bury()
+
+    async def _bury(self) -> None:
+        """Events that too many workers died with go to the dead letters without being handled again."""
+        if self._deadly:
+            await self.commit(self._deadly)
             log.error(
-                "topic %s, group %s: %d events were deleted on the server before they were handled",
+                "topic %s, group %s: dead-lettered %d events that %d workers died with",
                 self._topic,
                 self._sub.group,
-                gone,
-            )
-        if not taken:
-            return
-        if lost is None:
-            log.warning(
-                "topic %s, group %s: took over %d events of a worker that died",
-                self._topic,
-                self._sub.group,
-                len(taken),
-            )
-        killers: list[Settled] = []
-        for source, deaths, id_, fields in taken:
-            hold = slot.main if source == 1 else slot.retry
-            hold.held += 1
-            delivery = Delivery(id_, fields, hold, _attempt(fields))
-            if lost is None and deaths >= limits.deaths_max:
-                reason = b"%d workers that held it died" % deaths
-                killers.append(Settlement(delivery, Verdict.DEAD, reason=reason))
-            else:
-                self._ahead.append(delivery)
-                if lost is None and deaths >= _SUSPECT_DEATHS:
-                    self._suspect = slot
-                    self._cleared.clear()
-        if killers:
-            log.error(
-                "topic %s, group %s: an event that %d workers died with was dead-lettered",
-                self._topic,
-                self._sub.group,
+                len(self._deadly),
                 limits.deaths_max,
             )
-            await self.commit(killers)
+            self._deadly = []
 
     # Settling
 
@@ -326,21 +279,16 @@ class SharedFeed:
         try:
             _, lost, refused = await wire.send(packed)
         except ServerSaid as e:
-            return self._commit_refused(e, [*plain, *rich])
+            return self._commit_refused(e, hold, [*plain, *rich])
         finally:
             hold.in_flight -= count
-        self.committed += count
-        hold.held -= count - len(refused) // 2
-        if hold.slot.empty:
-            self._free.append(hold.slot)
-            if hold.slot is self._suspect:
-                self._suspect = None
-                self._cleared.set()
+        self._release(hold, count - len(refused) // 2)
         for s in rich:
             if s.verdict is Verdict.RETRY:
                 self._presence.due_in(s.delay_ms / 1000)
             for route, _ in s.outputs:
-                await self._client.register(route.topic, route.partitions)
+                if route.topic not in self._client.registered:
+                    await self._client.register(route.topic, route.partitions)
         if not lost and not refused:
             return ()
         why = dict(zip(refused[::2], refused[1::2], strict=True))
@@ -353,7 +301,17 @@ class SharedFeed:
         ]
         return unsettled
 
-    def _commit_refused(self, error: ServerSaid, settled: Sequence[Settled]) -> Sequence[Unsettled]:
+    def _release(self, hold: Hold, count: int) -> None:
+        """So many of what it held are settled, by whomever."""
+        self.committed += count
+        hold.held -= count
+        if hold.slot.empty:
+            self._free.append(hold.slot)
+            if hold.slot is self._suspect:
+                self._suspect = None
+                self._cleared.set()
+
+    def _commit_refused(self, error: ServerSaid, hold: Hold, settled: Sequence[Settled]) -> Sequence[Unsettled]:
         if error.code == "NOSCRIPT":
             self._client.drop()
             raise NotConnected("the server has forgotten the scripts; loading them again") from error
@@ -364,6 +322,7 @@ class SharedFeed:
                 self._sub.group,
                 len(settled),
             )
+            self._release(hold, len(settled))
             return [Unsettled(one) for one in settled]
         raise error
 
@@ -411,13 +370,6 @@ def _still_ours(hold: Hold, settled: Sequence[Settled]) -> None:
     """These can be settled again: what became of them is unknown, or nothing was written."""
     for one in settled:
         (one if isinstance(one, Delivery) else one.delivery).batch = hold
-
-
-def _attempt(fields: Sequence[bytes]) -> int:
-    """The attempt of an entry of the retry stream; of any other entry 1."""
-    if len(fields) > 3 and fields[2] == b"attempt" and fields[3].isdigit():  # noqa: PLR2004 - id and attempt come first
-        return int(fields[3])
-    return 1
 
 
 def _forget(future: asyncio.Future[Any]) -> None:

@@ -114,9 +114,14 @@ end
 -- Writes.
 local fmt = string.format
 local function delay(key, due, from, to)
-  local parts = {}
+  local parts, copy = {}, 1
   for i = from, to do parts[#parts + 1] = #ARGV[i] .. ':' .. ARGV[i] .. ',' end
-  call('ZADD', key, fmt('%d', due), table.concat(parts))
+  local record = table.concat(parts)
+  local member = record
+  while call('ZADD', key, 'NX', fmt('%d', due), member) == 0 do  -- another copy of the same event waits already: both must
+    copy = copy + 1
+    member = record .. fmt('4:copy,%d:%d,', #fmt('%d', copy), copy)
+  end
 end
 local function output(p)
   local place, window, id, due, argc = tonumber(ARGV[p + 1]), tonumber(ARGV[p + 3]), ARGV[p + 4], ARGV[p + 5], tonumber(ARGV[p + 6])

@@ -32,9 +32,14 @@ local function prepare()                                    -- only for records 
   call('ZREMRANGEBYSCORE', KEYS[4], '-inf', now)
 end
 local function delay(due, a, width)
-  local parts = {}
+  local parts, copy = {}, 1
   for i = 4, width do parts[#parts + 1] = fmt('%d:', #a[i]) .. a[i] .. ',' end
-  call('ZADD', KEYS[3], fmt('%d', due), table.concat(parts))
+  local record = table.concat(parts)
+  local member = record
+  while call('ZADD', KEYS[3], 'NX', fmt('%d', due), member) == 0 do  -- the same given id and body, after its window: both must wait
+    copy = copy + 1
+    member = record .. fmt('4:copy,%d:%d,', #fmt('%d', copy), copy)
+  end
 end
 
 local idpat = producer .. '.' .. ARGV[2] .. '.%d'

@@ -40,7 +40,7 @@ if excess > 0 and excess <= 200 and trimmed < limit then       -- less than a no
   end
   trimmed = trimmed + call('XTRIM', stream, 'MINID', id(ms, seq))
 end
-local aged = now - tonumber(ARGV[2])
+local aged = math.max(now - tonumber(ARGV[2]), 0)
 if aged < low_ms then low_ms, low_seq = aged, 0 end
 if trimmed < limit then trimmed = trimmed + call('XTRIM', stream, 'MINID', '~', id(low_ms, low_seq), 'LIMIT', limit - trimmed) end
 return {trimmed, trimmed >= limit and 1 or 0}

@@ -1,0 +1,48 @@
+"""Taking over what a dead worker holds, or what a lost answer left under a name of ours."""
+
+from __future__ import annotations
+
+import logging
+
+from headrace import limits
+from headrace.backends.contract import Delivery, Subscription
+from headrace.backends.entry import attempt_of
+from headrace.backends.redis import keys
+from headrace.backends.redis.client import Client
+from headrace.backends.redis.slots import Slot
+
+log = logging.getLogger("headrace.redis")
+
+
+async def claim(
+    client: Client, subscription: Subscription, slot: Slot, limit: int, lost: Slot | None
+) -> list[tuple[Delivery, int]]:
+    """Puts up to `limit` entries of dead workers into `slot`, or all that `lost` holds; each with the number of workers it saw die.
+
+    Raises as the client does; after NotConnected the entries may be under the slot's name.
+    """
+    topic, group = subscription.route.topic, subscription.group
+    own = keys.group(topic, group)
+    gone, taken = await client.call(
+        "claim",
+        (keys.partition(topic).stream, own.retry, own.workers),
+        group,
+        subscription.consumer,
+        slot.name,
+        2 * limits.read_records_max if lost else limit,  # a read brings as many as that of each of two streams
+        int(subscription.lease_s * 1000),
+        limits.deaths_alone,
+        lost.name if lost else b"",
+    )
+    if gone:
+        log.error(
+            "topic %s, group %s: %d events were deleted on the server before they were handled", topic, group, gone
+        )
+    if taken and lost is None:
+        log.warning("topic %s, group %s: took over %d events of a worker that died", topic, group, len(taken))
+    out = []
+    for source, deaths, id_, fields in taken:
+        hold = slot.main if source == 1 else slot.retry
+        hold.held += 1
+        out.append((Delivery(id_, fields, hold, attempt_of(fields)), 0 if lost else deaths))
+    return out
