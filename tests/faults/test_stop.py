@@ -71,7 +71,7 @@ def test_it_stops_while_the_server_is_away(stage: Stage) -> None:
     worker = stage.worker()
     stage.serving(worker)
     stage.server.kill()
-    wait_until(lambda: "again" in worker.log, "it has noticed")
+    wait_until(lambda: "cannot connect" in worker.log, "it has noticed")
     worker.terminate()
     assert worker.wait(10) == 0
 
