@@ -10,9 +10,9 @@ import secrets
 import socket
 import sys
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 from headrace import limits
 from headrace.backends.contract import Backend, Feed, Subscription
@@ -27,6 +27,7 @@ from headrace.topic import Group
 
 log = logging.getLogger("headrace")
 _THREADS = "headrace-handler"
+T = TypeVar("T")
 
 
 class App(Protocol):
@@ -72,11 +73,25 @@ async def serve(app: App, stop: Stop, observer: Observer | None = None) -> Backe
         return None
     threads = ThreadPoolExecutor(min(max(g.lanes for g in app.groups.values()), 256), _THREADS)
     try:
-        pumps = await start(app.groups.values(), app.backend(), threads, observer or LogObserver(), app.lease_s)
-        return await _run(pumps, stop)
+        pumps = await _unless_stopped(
+            start(app.groups.values(), app.backend(), threads, observer or LogObserver(), app.lease_s), stop
+        )
+        return None if pumps is None else await _run(pumps, stop)
     finally:
         await app.aclose()
         threads.shutdown(wait=False, cancel_futures=True)
+
+
+async def _unless_stopped(work: Coroutine[Any, Any, T], stop: Stop) -> T | None:
+    """What `work` returns; None if stop was asked before: then it is given up. It may wait for a server for ever."""
+    working, asked = asyncio.ensure_future(work), asyncio.ensure_future(stop.asked.wait())
+    await asyncio.wait([working, asked], return_when=asyncio.FIRST_COMPLETED)
+    asked.cancel()
+    if working.done():
+        return working.result()
+    working.cancel()
+    await asyncio.gather(working, return_exceptions=True)
+    return None
 
 
 async def _run(pumps: Sequence[Pump], stop: Stop) -> BackendError | None:
