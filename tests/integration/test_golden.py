@@ -209,7 +209,9 @@ def test_delayed_records_are_netstrings(shared: Server, script: str, case: Case)
 def test_entries_are_read_and_copied_so(script: str, case: Case) -> None:
     if "copy" in case:
         given = case["copy"]
-        assert copy_of(delivery(given).token, delivery(given).fields, given["attempt"], raw(given["reason"])) == raw(case["fields"])
+        assert copy_of(delivery(given).token, delivery(given).fields, given["attempt"], raw(given["reason"])) == raw(
+            case["fields"]
+        )
     elif "derive" in case:
         given = case["derive"]
         assert derived_id(delivery(given), given["group"], given["n"]) == raw(case["id"])
