@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from headrace import Closed, NotConnected, Overloaded, Refused
-from headrace.backends.contract import Record, Route, Subscription
+from headrace.backends.contract import Record, Route, Settlement, Subscription, Verdict
 from headrace.backends.redis.backend import RedisBackend
+from headrace.backends.redis.client import Client
 from headrace.backends.redis.publish import Publisher
 from headrace.settings import Durability, Settings
 from tests.servers import Server, require
@@ -226,3 +227,41 @@ def test_quorum_waits_for_the_replica() -> None:
             await backend.aclose()
 
         asyncio.run(play())
+
+
+def test_a_commit_that_fails_in_the_middle_can_be_repeated(server: Server) -> None:
+    """Entries of the topic and of the retry stream, and more writes than one call carries: a failure anywhere strands none of them."""
+
+    async def play(backend: RedisBackend) -> None:
+        feed = await backend.subscribe(Subscription(ORDERS, "g", "w"))
+        await backend.publish(ORDERS, records(3))
+        first = await feed.take(10, 1.0)
+        await feed.commit([Settlement(d, Verdict.RETURN) for d in first])
+        await backend.publish(ORDERS, records(3, 3))
+        held: list[Any] = []
+        while len(held) < 6:
+            held += await feed.take(10, 1.0)
+        big = [Settlement(d, outputs=[(Route("out"), Record(b"x" * 700_000))]) for d in held]
+        real, calls = Client.wire, 0
+
+        async def failing(client: Client) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls in (2, 4):
+                raise NotConnected("cut")
+            return await real(client)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Client, "wire", failing)
+            for _ in range(10):
+                try:
+                    await feed.commit(big)
+                    break
+                except NotConnected:
+                    continue
+        assert len(bodies(server, "out")) == 6
+        assert server.command("XPENDING", "orders", "g")[0] == 0
+        assert server.command("XLEN", "{orders}:retry:g") == 0
+        assert await feed.take(10, 0.1) == []
+
+    playing(server, play)

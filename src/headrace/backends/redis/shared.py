@@ -240,10 +240,9 @@ class SharedFeed:
         for one in settled:
             delivery = one if type(one) is Delivery else one.delivery  # type: ignore[union-attr]
             own = delivery.batch
-            if own is None:  # settled before, or on its way
+            if own is None:  # settled before
                 unsettled.append(Unsettled(one))
                 continue
-            delivery.batch = None
             if own is not hold:
                 hold = own
                 plain, rich = by_hold.setdefault(own, ([], []))
@@ -252,13 +251,8 @@ class SharedFeed:
             else:
                 rich.append(one)  # type: ignore[arg-type]
         for hold, (plain, rich) in by_hold.items():
-            try:
-                for call in settle.calls(plain, rich, self._sub.group):
-                    unsettled += await self._commit(hold, *call)
-            except BackendError:
-                _still_ours(hold, (*plain, *rich))
-                raise
-            _still_ours(hold, [u.settled for u in unsettled if u.refused])
+            for call in settle.calls(plain, rich, self._sub.group):
+                unsettled += await self._commit(hold, *call)
         return unsettled
 
     async def _commit(
@@ -282,7 +276,8 @@ class SharedFeed:
             return self._commit_refused(e, hold, [*plain, *rich])
         finally:
             hold.in_flight -= count
-        self._release(hold, count - len(refused) // 2)
+        every: list[Settled] = [*plain, *rich]
+        self._release(hold, [s for s in every if _delivery(s).token not in refused] if refused else every)
         for s in rich:
             if s.verdict is Verdict.RETRY:
                 self._presence.due_in(s.delay_ms / 1000)
@@ -301,11 +296,16 @@ class SharedFeed:
         ]
         return unsettled
 
-    def _release(self, hold: Hold, count: int) -> None:
-        """So many of what it held are settled, by whomever."""
-        self.committed += count
-        hold.held -= count
-        if hold.slot.empty:
+    def _release(self, hold: Hold, settled: Sequence[Settled]) -> None:
+        """These are settled, by whomever; each counts once, however often its commit was repeated."""
+        self.committed += len(settled)
+        before = hold.held
+        for one in settled:
+            delivery = _delivery(one)
+            if delivery.batch is not None:
+                delivery.batch = None
+                hold.held -= 1
+        if hold.held < before and hold.slot.empty:
             self._free.append(hold.slot)
             if hold.slot is self._suspect:
                 self._suspect = None
@@ -322,7 +322,7 @@ class SharedFeed:
                 self._sub.group,
                 len(settled),
             )
-            self._release(hold, len(settled))
+            self._release(hold, settled)
             return [Unsettled(one) for one in settled]
         raise error
 
@@ -366,10 +366,8 @@ class SharedFeed:
             self._wire.close()
 
 
-def _still_ours(hold: Hold, settled: Sequence[Settled]) -> None:
-    """These can be settled again: what became of them is unknown, or nothing was written."""
-    for one in settled:
-        (one if isinstance(one, Delivery) else one.delivery).batch = hold
+def _delivery(settled: Settled) -> Delivery:
+    return settled if isinstance(settled, Delivery) else settled.delivery
 
 
 def _forget(future: asyncio.Future[Any]) -> None:
