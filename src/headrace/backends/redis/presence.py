@@ -53,6 +53,13 @@ class Presence:
         """Begins; the lease was taken by join."""
         self._next = self._loop.time() + self._interval
         self._task = asyncio.ensure_future(self._live())
+        self._task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (bug := task.exception()) is not None:
+            log.critical(
+                "the heartbeat failed in an unforeseen way; others take over when the lease ends", exc_info=bug
+            )
 
     def stop(self) -> None:
         """Ends; the lease is not given up here."""
