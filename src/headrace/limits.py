@@ -63,6 +63,8 @@ commit_wait_s: Final = 0.01
 """How long a settled event waits for slower neighbours of its batch before it is committed without them."""
 deaths_max: Final = 5
 """An event that was held by this many workers when they died rests in the dead letters."""
+deaths_apart: Final = 2
+"""From this many deaths on, the worker that took over an event takes nothing else until it is settled. One is most often a deployment."""
 deaths_alone: Final = 4
 """From this many deaths on, an event is taken over without company, so that it kills nobody else; before, with 8 times less each time."""
 timeout_s: Final = 600.0
@@ -85,4 +87,4 @@ assert body_bytes_max <= batch_bytes_max <= publish_buffer_bytes_max
 assert lease_s_min <= lease_s <= lease_s_max
 assert lease_s / renewals_per_lease >= 1
 assert block_s < request_s
-assert deaths_alone < deaths_max
+assert deaths_apart <= deaths_alone < deaths_max

@@ -101,6 +101,11 @@ class Settlement(Struct, gc=False, eq=False):
 Settled = Delivery | Settlement
 
 
+def delivery_of(settled: Settled) -> Delivery:
+    """The delivery that is settled."""
+    return settled if isinstance(settled, Delivery) else settled.delivery
+
+
 class Unsettled(Struct, frozen=True):
     """One that `commit` did not apply."""
 

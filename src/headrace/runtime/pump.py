@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 
 from headrace import limits
-from headrace.backends.contract import Delivery, Feed, Settled, Settlement, Unsettled, Verdict
+from headrace.backends.contract import Delivery, Feed, Settled, Settlement, Unsettled, Verdict, delivery_of
 from headrace.backoff import Backoff
 from headrace.errors import BackendError, Closed, NotConnected, Overloaded, Refused
 from headrace.observe import Observer
@@ -29,7 +29,7 @@ _STOCK_S = 0.1
 class Work:
     """What one read brought."""
 
-    __slots__ = ("began", "settled", "size", "timer", "total", "unstarted", "waiting")
+    __slots__ = ("began", "settled", "timer", "total", "unstarted", "waiting")
 
     def __init__(self, deliveries: Sequence[Delivery]) -> None:
         self.unstarted: Iterator[Delivery] = iter(deliveries)
@@ -273,8 +273,7 @@ class Pump:
             settled = [self._otherwise(u) for u in refused]
 
     def _otherwise(self, unsettled: Unsettled) -> Settlement:
-        one = unsettled.settled
-        delivery = one.delivery if isinstance(one, Settlement) else one
+        delivery = delivery_of(unsettled.settled)
         return self._executor.judge(
             delivery, Refused(f"a write recorded by the handler cannot be made: {unsettled.refused}")
         )

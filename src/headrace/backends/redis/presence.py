@@ -12,13 +12,15 @@ from typing import Protocol
 
 from headrace import limits
 from headrace.backends.contract import Subscription
-from headrace.backends.redis import keys
+from headrace.backends.redis import keys, retention
 from headrace.backends.redis.client import Client
 from headrace.backends.redis.replies import ServerSaid
 from headrace.backoff import Backoff
 from headrace.errors import BackendError
 
 log = logging.getLogger("headrace.redis")
+_TRIM_MOST = 100_000
+"""Entries trimmed in one call: some milliseconds of the server's time."""
 _SWEEP_S = 60.0
 """How often a worker looks for consumers that never had a lease."""
 
@@ -42,7 +44,7 @@ class Presence:
         self._feed = feed
         own, group = keys.partition(subscription.route.topic), keys.group(subscription.route.topic, subscription.group)
         self._keys = (own.stream, own.delayed, group.retry, group.delayed, group.workers)
-        self._trim_keys = (own.stream, group.record)
+        self._record = group.record
         self._loop = asyncio.get_running_loop()
         self._next = 0.0
         self._wake = asyncio.Event()
@@ -117,22 +119,13 @@ class Presence:
                 silent_s,
                 self._sub.lease_s,
             )
-        if (
-            lease_ms < 0 or lost
-        ):  # lost: others took over, or everything was deleted, which a blocked read may not notice (Valkey, FLUSHALL)
-            self._feed.look_around()
+        if lease_ms < 0 or lost:
+            self._feed.look_around()  # lost: others took over, or all was deleted, which a blocked read may not notice (Valkey)
         else:
             self.due_in(lease_ms / 1000)  # a live worker renews long before; for a dead one this is the moment
         if next_ms >= 0:
             self.due_in(next_ms / 1000)
         if self._feed.committed != self._trimmed:
             self._trimmed = self._feed.committed
-            await self._trim()
-
-    async def _trim(self) -> None:
-        route = self._sub.route
-        more = 1
-        while more:
-            _, more = await self._client.call(
-                "trim", self._trim_keys, route.retain_events, int(route.retain_s * 1000), 100_000
-            )
+            while await retention.trim(self._client, self._sub.route, self._record, _TRIM_MOST):
+                pass

@@ -21,7 +21,7 @@ from msgspec import Struct
 
 from headrace import limits
 from headrace.backends.contract import Record, Route
-from headrace.backends.redis import keys
+from headrace.backends.redis import keys, retention
 from headrace.backends.redis.client import Client
 from headrace.backends.redis.connection import Wire, pack
 from headrace.backends.redis.replies import ServerSaid
@@ -279,19 +279,17 @@ class Publisher:
                 wire = await self._client.wire()
                 await self._send(wire, batch)
             except BackendError as e:
-                if not await self._survive(batch, e):
-                    continue
+                await self._survive(batch, e)
             else:
                 self._backoff.over()
                 self._sent.popleft()
                 self._settle(batch, None)
 
-    async def _survive(self, batch: Batch, error: BackendError) -> bool:
-        """Decides what a failed batch deserves: again (False: it is still the oldest), or its callers learn of the error (it is gone)."""
+    async def _survive(self, batch: Batch, error: BackendError) -> None:
+        """The oldest batch failed: it stays the oldest, to be sent again, or its callers learn of the error and it is gone."""
         if isinstance(error, ServerSaid) and error.code == "NOSCRIPT":
             self._client.drop()  # a new connection loads the scripts
-            return False
-        if isinstance(error, ServerSaid) and error.code == "GAP":
+        elif isinstance(error, ServerSaid) and error.code == "GAP":
             last = int(re.findall(r"last is (\d+)", str(error))[0])
             if last < self._acknowledged:
                 log.error(
@@ -303,15 +301,13 @@ class Publisher:
             self._renumber()
             for sent in self._sent:
                 sent.first = 0
-            return False
-        if isinstance(error, NotConnected | Overloaded) and self._loop.time() < batch.deadline:
+        elif isinstance(error, NotConnected | Overloaded) and self._loop.time() < batch.deadline:
             if isinstance(error, Overloaded):
                 await self._trim()
             await self._backoff.wait(error)
-            return False
-        self._sent.popleft()
-        self._settle(batch, error)
-        return True
+        else:
+            self._sent.popleft()
+            self._settle(batch, error)
 
     def _renumber(self) -> None:
         """New numbers; legal only when nothing without an answer is on its way."""
@@ -320,15 +316,8 @@ class Publisher:
         self._seq, self._acknowledged = 0, 0
 
     async def _trim(self) -> None:
-        own, route = keys.partition(self._stream), self._route
         try:
-            await self._client.call(
-                "trim",
-                (own.stream, b""),
-                route.retain_events,
-                int(route.retain_s * 1000),
-                limits.batch_records_max * 10,
-            )
+            await retention.trim(self._client, self._route, b"", limits.batch_records_max * 10)
         except BackendError as e:
             log.debug("trimming %s: %s", self._stream, e)  # it was only to make room; the publish is repeated anyway
 

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from headrace import limits
-from headrace.backends.contract import Delivery, Settled, Settlement, Subscription, Unsettled, Verdict
+from headrace.backends.contract import Delivery, Settled, Settlement, Subscription, Unsettled, Verdict, delivery_of
 from headrace.backends.entry import attempt_of
 from headrace.backends.redis import keys, settle, takeover
 from headrace.backends.redis.client import Client
@@ -28,9 +28,6 @@ from headrace.errors import BackendError, Closed, NotConnected, Refused
 log = logging.getLogger("headrace.redis")
 _PROOF_MIN: Final = 4
 """Below this many entries a gate each is cheaper than asking for the pending counts."""
-
-_SUSPECT_DEATHS: Final = 2
-"""One death is most often a deployment or a machine; from the second on the events of a takeover are kept apart from all others."""
 
 
 class SharedFeed:
@@ -212,7 +209,7 @@ class SharedFeed:
                 self._deadly.append(Settlement(delivery, Verdict.DEAD, reason=b"%d workers that held it died" % deaths))
                 continue
             self._ahead.append(delivery)
-            if deaths >= _SUSPECT_DEATHS:
+            if deaths >= limits.deaths_apart:
                 self._suspect = slot
                 self._cleared.clear()
         await self._bury()
@@ -238,8 +235,7 @@ class SharedFeed:
         by_hold: dict[Hold, tuple[list[Delivery], list[Settlement]]] = {}
         hold, plain, rich = None, list[Delivery](), list[Settlement]()
         for one in settled:
-            delivery = one if type(one) is Delivery else one.delivery  # type: ignore[union-attr]
-            own = delivery.batch
+            own = delivery_of(one).batch
             if own is None:  # settled before
                 unsettled.append(Unsettled(one))
                 continue
@@ -277,7 +273,7 @@ class SharedFeed:
         finally:
             hold.in_flight -= count
         every: list[Settled] = [*plain, *rich]
-        self._release(hold, [s for s in every if _delivery(s).token not in refused] if refused else every)
+        self._release(hold, [s for s in every if delivery_of(s).token not in refused] if refused else every)
         for s in rich:
             if s.verdict is Verdict.RETRY:
                 self._presence.due_in(s.delay_ms / 1000)
@@ -301,7 +297,7 @@ class SharedFeed:
         self.committed += len(settled)
         before = hold.held
         for one in settled:
-            delivery = _delivery(one)
+            delivery = delivery_of(one)
             if delivery.batch is not None:
                 delivery.batch = None
                 hold.held -= 1
@@ -364,10 +360,6 @@ class SharedFeed:
         self._presence.stop()
         if self._wire is not None:
             self._wire.close()
-
-
-def _delivery(settled: Settled) -> Delivery:
-    return settled if isinstance(settled, Delivery) else settled.delivery
 
 
 def _forget(future: asyncio.Future[Any]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from headrace import limits
-from headrace.backends.contract import Delivery, Feed, Record, Route, Settlement, Verdict
+from headrace.backends.contract import Delivery, Feed, Record, Route, Settlement, Verdict, delivery_of
 from headrace.testing.conformance.scenario import scenarios
 from headrace.testing.conformance.stage import STEP_S, Stage, bodies, expect, expect_same, numbered
 
@@ -83,7 +83,7 @@ async def a_mixed_batch_settles_what_is_still_ours(stage: Stage) -> None:
     got = {d.id: d for d in await stage.receive(second, 8)}
     await stage.commit(second, [got[held[n].id] for n in (1, 4)])
     late = await first.commit([*held[:4], *_billed(held[4:], b"first", effects=False)])
-    tokens = sorted((u.settled.delivery if isinstance(u.settled, Settlement) else u.settled).id for u in late)
+    tokens = sorted(delivery_of(u.settled).id for u in late)
     expect_same("ids that were settled by the other", tokens, sorted(held[n].id for n in (1, 4)))
     await stage.drain(bills, 3)
     expect_same("handled, pending", ((await stage.group()).handled, (await stage.group()).pending), (8, 0))
