@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
 from types import TracebackType, UnionType
-from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, overload
 
 from headrace import backends, limits, settings
 from headrace.backends.contract import Backend, Route
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from headrace.testing.harness import Testing
 
 T = TypeVar("T")
+Packing = Literal["none", "batch"]
 
 
 class Headrace:
@@ -55,6 +56,7 @@ class Headrace:
         retain_events: int = ...,
         retain_s: float = ...,
         id_window_s: float = ...,
+        packing: Packing = ...,
     ) -> Topic[T]: ...
 
     @overload
@@ -68,6 +70,7 @@ class Headrace:
         retain_events: int = ...,
         retain_s: float = ...,
         id_window_s: float = ...,
+        packing: Packing = ...,
     ) -> Topic[Any]: ...
 
     def topic(
@@ -80,12 +83,15 @@ class Headrace:
         retain_events: int = limits.retain_events,
         retain_s: float = limits.retain_s,
         id_window_s: float = limits.id_window_s,
+        packing: Packing = "none",
     ) -> Topic[Any]:
         """A topic of events of one type, or of a union of classes.
 
         `key`: the field (or a function) that gives the ordering key. `cap_events`: publish() waits, then raises Overloaded, while the
         topic holds that many. `retain_events`, `retain_s`: how much of what every group has settled is kept for replay.
-        `id_window_s`: how long a caller-given `id=` drops repeats. Raises ConfigurationError.
+        `id_window_s`: how long a caller-given `id=` drops repeats. `packing="batch"`: up to `limits.packing_records` events that are
+        published together share an entry of the stream: several times as many events a second, and all of an entry are settled
+        in one moment, with the slowest. Raises ConfigurationError.
         """
         if name in self.topics:
             raise ConfigurationError(f"topic {name} is declared twice; keep the Topic object and use it in both places")
@@ -95,7 +101,10 @@ class Headrace:
         for option, value in (("retain_events", retain_events), ("retain_s", retain_s)):
             if not 0 <= value <= limits.number_max:
                 raise ConfigurationError(f"{option}: expected 0 or more, got {value!r}")
-        route = Route(name, 1, cap_events, retain_events, retain_s, id_window_s)
+        if packing not in ("none", "batch"):
+            raise ConfigurationError(f"packing: expected none or batch, got {packing!r}")
+        packed = limits.packing_records if packing == "batch" else 1
+        route = Route(name, 1, cap_events, retain_events, retain_s, id_window_s, packed)
         topic: Topic[Any] = Topic(self, route, event_type, key)
         self.topics[name] = topic
         return topic

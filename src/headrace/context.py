@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
+from msgspec import Struct
+
 from headrace.backends.contract import Delivery, Effect, Record, Route
 from headrace.effects import RedisEffects
 from headrace.errors import HandlerError, Reject
@@ -33,19 +35,15 @@ class Surroundings(Protocol):
     effects: frozenset[str]
 
 
-class Context:
-    """One delivery, as its handler sees it. What it records leaves with the ack, or not at all."""
+class Context(Struct, eq=False):
+    """One delivery, as its handler sees it. What it records leaves with the ack, or not at all. Made by the runtime."""
 
-    __slots__ = ("_started", "_surroundings", "delivery", "effects", "failure", "outputs")
-
-    def __init__(self, delivery: Delivery, surroundings: Surroundings, started: float) -> None:
-        """Made by the runtime."""
-        self.delivery = delivery
-        self._surroundings = surroundings
-        self._started = started
-        self.outputs: list[tuple[Route, Record]] | None = None
-        self.effects: list[Effect] | None = None
-        self.failure: BaseException | None = None
+    delivery: Delivery
+    _surroundings: Surroundings
+    _started: float
+    outputs: list[tuple[Route, Record]] | None = None
+    effects: list[Effect] | None = None
+    failure: BaseException | None = None
 
     @property
     def id(self) -> str:

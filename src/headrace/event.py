@@ -76,12 +76,11 @@ def due_ms(delay_s: float | None, at: datetime | None) -> tuple[int, int]:
     return 0, 0
 
 
-def check_body(body: bytes) -> None:
-    """Raises InvalidEvent if the body is too large for the wire."""
-    if len(body) > limits.body_bytes_max:
-        raise InvalidEvent(
-            f"the event is {len(body):,} bytes as JSON; at most {limits.body_bytes_max:,} are sent. Store the rest elsewhere and send its name"
-        )
+def too_large(body: bytes) -> InvalidEvent:
+    """The error for a body of more than `limits.body_bytes_max`."""
+    return InvalidEvent(
+        f"the event is {len(body):,} bytes as JSON; at most {limits.body_bytes_max:,} are sent. Store the rest elsewhere and send its name"
+    )
 
 
 def _bounded(what: str, text: str, limit: int) -> bytes:

@@ -32,8 +32,10 @@ publish_records: Final = 500
 """Records per call when there are more: 250 to 500 is best for latency and rate."""
 publish_window: Final = 2
 """Calls in flight; while they fly the next batch fills."""
-publish_many_records: Final = 2_000
-"""Records that publish_many() gathers before it waits for them; several calls of `publish_records` in flight."""
+packing_records: Final = 100
+"""Events that share an entry, in a topic with packing."""
+packing_bytes: Final = 64 << 10
+"""Bytes of bodies that share an entry."""
 publish_buffer_records_max: Final = 10_000
 publish_buffer_bytes_max: Final = 16 << 20
 producer_idle_s: Final = 7 * 86_400

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+from collections import deque
 from collections.abc import AsyncIterable, Callable, Iterable, Mapping
 from datetime import datetime
 from typing import Any, Generic, Protocol, TypeVar
@@ -11,8 +14,8 @@ from msgspec import Struct
 from headrace import limits
 from headrace.backends.contract import Backend, Record, Route
 from headrace.codec import Codec
-from headrace.errors import ConfigurationError, InvalidEvent
-from headrace.event import check_body, check_name, due_ms, header_pairs, id_bytes, key_bytes
+from headrace.errors import BackendError, ConfigurationError, InvalidEvent
+from headrace.event import check_name, due_ms, header_pairs, id_bytes, key_bytes, too_large
 from headrace.handler import Handler, examine
 from headrace.retry import Retry
 
@@ -69,9 +72,12 @@ class Topic(Generic[T]):
     ) -> Record:
         """The event as it will travel. Raises InvalidEvent; nothing is written."""
         type_name, body = self.codec.encode(event)
-        check_body(body)
+        if len(body) > limits.body_bytes_max:
+            raise too_large(body)
         if key is None and self._key is not None:
             key = self._key_of(event)
+        if key is None and id is None and headers is None and delay_s is None and at is None:
+            return Record(body, type_name)
         delay_ms, at_ms = due_ms(delay_s, at) if delay_s is not None or at is not None else (0, 0)
         return Record(
             body,
@@ -126,16 +132,22 @@ class Topic(Generic[T]):
         try:
             if isinstance(events, AsyncIterable):
                 async for event in events:
-                    await sender.add(self.record(event))
+                    if sender.add(self.record(event)):
+                        await sender.send()
                     count += 1
             else:
                 for event in events:
-                    record = self.record(event)
-                    if sender.add_nowait(record):
+                    if sender.add(self.record(event)):
                         await sender.send()
                     count += 1
-        finally:
-            await sender.finish()
+        except asyncio.CancelledError:
+            sender.cancel()
+            raise
+        except BaseException:
+            with contextlib.suppress(BackendError):  # what was raised first says more
+                await sender.finish()
+            raise
+        await sender.finish()
         return count
 
     def subscribe(
@@ -181,30 +193,41 @@ class Topic(Generic[T]):
 
 
 class _Sender:
-    """Keeps a bounded number of records under way."""
+    """Keeps a bounded number of records under way: while some travel, the next ones are gathered."""
 
     def __init__(self, backend: Backend, route: Route) -> None:
         self._backend, self._route = backend, route
         self._records: list[Record] = []
         self._bytes = 0
+        self._flying: deque[asyncio.Task[None]] = deque()
 
-    def add_nowait(self, record: Record) -> bool:
+    def add(self, record: Record) -> bool:
         """Takes a record; True: enough have gathered, call `send`."""
         self._records.append(record)
         self._bytes += len(record.body)
-        return len(self._records) >= limits.publish_many_records or self._bytes >= limits.publish_buffer_bytes_max // 2
-
-    async def add(self, record: Record) -> None:
-        if self.add_nowait(record):
-            await self.send()
+        return len(self._records) >= limits.publish_records or self._bytes >= limits.batch_bytes_max
 
     async def send(self) -> None:
+        """Sends what has gathered, once few enough are under way."""
         records, self._records, self._bytes = self._records, [], 0
-        await self._backend.publish(self._route, records)
+        while len(self._flying) > limits.publish_window:
+            await self._flying.popleft()
+        self._flying.append(asyncio.ensure_future(self._backend.publish(self._route, records)))
+        await asyncio.sleep(0)  # it sets out now, and what has arrived is noticed
 
     async def finish(self) -> None:
+        """Returns when everything is durable; raises what went wrong first."""
         if self._records:
             await self.send()
+        ended = await asyncio.gather(*self._flying, return_exceptions=True)
+        for error in ended:
+            if error is not None:
+                raise error
+
+    def cancel(self) -> None:
+        """Waits for nothing any more."""
+        for task in self._flying:
+            task.cancel()
 
 
 def _check(option: str, fine: bool, expected: str, got: object) -> None:  # noqa: FBT001 - the condition itself

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
-from headrace.backends.contract import Backend, Feed, Inspector
+import msgspec
+
+from headrace.backends.contract import Backend, Feed, Inspector, Record, Route
 from headrace.backends.redis.backend import RedisBackend
 from headrace.backends.redis.client import Client, Script
 from headrace.backends.redis.inspect import RedisInspector
@@ -17,20 +19,33 @@ from headrace.testing.conformance.harness import Value
 from tests.servers import Server
 
 
+class PackedBackend(RedisBackend):
+    """Publishes as to topics with packing, whatever the route says."""
+
+    async def publish(self, route: Route, records: Sequence[Record]) -> None:
+        await super().publish(msgspec.structs.replace(route, packing=3), records)
+
+
 class RedisHarness:
     """One server, emptied; implements the Harness protocol."""
 
     features = RedisBackend.features
     lease_s = 1.0
 
-    def __init__(self, server: Server, scripts: dict[str, Script] | None = None) -> None:
+    def __init__(
+        self,
+        server: Server,
+        scripts: dict[str, Script] | None = None,
+        kind: type[RedisBackend] = RedisBackend,
+    ) -> None:
+        self._kind = kind
         self._settings = Settings(url=server.url, publish_wait_s=0.3)
         self._scripts = scripts
         self._client = Client(self._settings)
         self._opened: list[Any] = []
 
     async def backend(self) -> Backend:
-        backend = RedisBackend(self._settings, self._scripts)
+        backend = self._kind(self._settings, self._scripts)
         await backend.open()
         self._opened.append(backend)
         return backend
@@ -81,9 +96,11 @@ class RedisHarness:
 
 
 @contextlib.asynccontextmanager
-async def redis_harness(server: Server, scripts: dict[str, Script] | None = None) -> AsyncIterator[RedisHarness]:
+async def redis_harness(
+    server: Server, scripts: dict[str, Script] | None = None, kind: type[RedisBackend] = RedisBackend
+) -> AsyncIterator[RedisHarness]:
     """An empty server; leaving it closes every client."""
-    harness = RedisHarness(server, scripts)
+    harness = RedisHarness(server, scripts, kind)
     await harness.empty()
     try:
         yield harness

@@ -9,10 +9,12 @@ from collections.abc import Iterator
 import pytest
 
 from headrace.testing.conformance import SCENARIOS, Scenario, check
-from tests.conformance.redis_harness import redis_harness
+from tests.conformance.redis_harness import PackedBackend, redis_harness
 from tests.servers import FLAVOURS, Server, require
 
-PERMANENT = re.compile(r"headrace:topics|[a-z-]+|\{[^}]+\}:(delayed|delayed:.+|retry:.+|dead:.+|group:.+|workers:.+)")
+PERMANENT = re.compile(
+    r"headrace:topics|[a-z-]+|\{[^}]+\}:(delayed|delayed:.+|retry:.+|dead:.+|group:.+|workers:.+|packed)"
+)
 """Streams of the scenarios, keys their effects write, and what backends/redis/keys.py lists as permanent."""
 
 
@@ -26,6 +28,16 @@ def live(request: pytest.FixtureRequest) -> Iterator[Server]:
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda s: s.name)
 def test_conforms(live: Server, scenario: Scenario) -> None:
     asyncio.run(check(scenario, lambda: redis_harness(live)))
+    only_known_keys_stay(live)
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda s: s.name)
+def test_conforms_with_packed_events(live: Server, scenario: Scenario) -> None:
+    asyncio.run(check(scenario, lambda: redis_harness(live, kind=PackedBackend)))
+    only_known_keys_stay(live)
+
+
+def only_known_keys_stay(live: Server) -> None:
     for raw in live.command("KEYS", "*"):
         key = raw.decode()
         assert PERMANENT.fullmatch(key) or live.command("PTTL", key) != -1, (

@@ -31,6 +31,8 @@ class Route(Struct, frozen=True):
     """... or they are older than this. An event that a group still needs is never trimmed."""
     id_window_s: float = limits.id_window_s
     """How long a caller-given id drops repeats."""
+    packing: int = 1
+    """How many events of one publish call may share an entry on the server; a backend without entries ignores it."""
 
 
 class Record(Struct, frozen=True, gc=False):
@@ -52,7 +54,8 @@ class Delivery(Struct, gc=False, eq=False):
     """One event taken by a worker. By itself, given to `commit`, it means: handled, nothing to write."""
 
     token: bytes
-    """The backend's name for this entry (Redis: the stream id). Unique within its stream, stable over redelivery."""
+    """The backend's name for this event (Redis: the stream id, and `/n` if it shares its entry). Unique within its stream, stable over
+    redelivery."""
     fields: Sequence[bytes]
     """Attribute names and values in turn; `data` is the body. Writers put `data` last, readers do not depend on it."""
     batch: Any
@@ -154,13 +157,14 @@ class Feed(Protocol):
     async def commit(self, settled: Sequence[Settled]) -> Sequence[Unsettled]:
         """Settles deliveries of one `take`; each one entirely or not at all, the first to settle an entry wins.
 
-        Returns those that were not applied. Repeating a call whose answer was lost is safe.
+        Events that share an entry (see Route.packing) are settled in the moment when the last of them is given to commit; what is
+        returned may then name those that were given before. Returns those that were not applied. Repeating a call whose answer was lost is safe.
         Raises NotConnected (outcome unknown: repeat), Overloaded (repeat later), Refused, Closed.
         """
         ...
 
     async def aclose(self) -> None:
-        """Hands back what was taken and not settled, gives up the lease. Idempotent; raises nothing."""
+        """Settles what was given to commit, hands back what was taken and not settled, gives up the lease. Idempotent; raises nothing."""
         ...
 
 

@@ -217,7 +217,7 @@ class _Lines:
             except InvalidEvent:
                 await self._publish(records)  # the lines before a bad one count
                 raise
-            if len(records) >= limits.publish_many_records or size + len(body) > _CALL_BYTES:
+            if len(records) >= limits.batch_records_max or size + len(body) > _CALL_BYTES:
                 await self._publish(records)
                 records, size = [], 0
             records.append(record)

@@ -42,15 +42,20 @@ class Executor:
         self._by_type = {t: h for h in group.handlers for t in h.types}
         self._calls = {h.name: self._call_of(h) for h in group.handlers}
         self._only_call = self._calls[self._only.name] if self._only else None
+        alone = self._only is not None and self._only.asynchronous and not self._only.with_context
+        self._bare = self._only.function if alone and self._only else None
+        """The only handler, if it wants nothing but the event: then no context is made."""
         self._retry = group.handlers[0].retry
         self.name = group.handlers[0].name
 
     async def execute(self, delivery: Delivery, started: float) -> Settled:
         """How this delivery is to be settled. Raises only CancelledError, when the worker gives it up."""
-        ctx = Context(delivery, self, started)
         retry = self._retry
         try:
             event = self._decode(delivery)
+            if self._bare is not None:
+                await self._bare(event)
+                return delivery
             call = self._only_call
             if call is None:
                 handler = self._by_type.get(type(event))
@@ -58,6 +63,7 @@ class Executor:
                     return delivery  # this group does not care for this type
                 retry = handler.retry
                 call = self._calls[handler.name]
+            ctx = Context(delivery, self, started)
             await call(event, ctx)
         except GeneratorExit:
             raise

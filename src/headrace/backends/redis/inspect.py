@@ -12,19 +12,19 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 from headrace.backends.contract import GroupInfo, Held, Inspector, Letter, TopicInfo
-from headrace.backends.redis import keys
+from headrace.backends.redis import keys, record_batch
 from headrace.backends.redis.client import Client
 from headrace.backends.redis.replies import ServerSaid
 from headrace.errors import Refused
 
-_ID: Final = re.compile(r"\d{1,20}(-\d{1,20})?")
+_ID: Final = re.compile(r"\d{1,20}(-\d{1,20}(/\d{1,9})?)?")
 _ENTRY: Final = re.compile(r"\d{1,20}-\d{1,20}")
 _CHUNK: Final = 100
 """Entries per call where bodies travel or are copied: bounds the memory of a page and the time the server is busy with one call."""
 _SEQ_MAX: Final = (1 << 64) - 1
 _STARTS: Final = {"earliest": "0", "latest": "$"}
 
-_Entry = tuple[bytes, list[bytes]]
+_Entry = tuple[bytes, Sequence[bytes]]
 
 
 def _pairs(flat: Sequence[Any]) -> dict[bytes, Any]:
@@ -57,9 +57,9 @@ def _chunks(tokens: Sequence[str]) -> Iterator[Sequence[str]]:
 
 
 def _checked(token: str, others: tuple[str, ...] = (), pattern: re.Pattern[str] = _ID) -> str:
-    """The token if it is one, or one of the words that stand for a place. Raises Refused."""
+    """The token if it is one (of a packed event: its entry), or one of the words that stand for a place. Raises Refused."""
     if token in others or pattern.fullmatch(token):
-        return token
+        return token.partition("/")[0]
     forms = [
         "1700000000000-0 (a stream id)",
         *(["1700000000000 (Unix milliseconds)"] if pattern is _ID else []),
@@ -188,7 +188,12 @@ class RedisInspector(Inspector):
         await self._known(topic, group)
         place = _STARTS.get(start) or _checked(start, ("0", "$", *_STARTS))
         own = keys.group(topic, group)
-        await self._client.call("seek", (topic.encode(), own.record, own.retry, own.dead, own.delayed), group, place)
+        await self._client.call(
+            "seek",
+            (topic.encode(), own.record, own.retry, own.dead, own.delayed, keys.partition(topic).packed),
+            group,
+            place,
+        )
 
     # How it is found out
 
@@ -231,16 +236,19 @@ class RedisInspector(Inspector):
 
     async def _topic(self, topic: str) -> TopicInfo:
         stream = topic.encode()
-        facts, groups, delayed, size = await asyncio.gather(
+        own = keys.partition(topic)
+        facts, groups, delayed, size, packed = await asyncio.gather(
             self._facts(stream),
             self._group_names(topic),
-            self._client.command("ZCARD", keys.partition(topic).delayed),
+            self._client.command("ZCARD", own.delayed),
             self._size(stream),
+            self._client.command("HMGET", own.packed, "extra", "gone"),
         )
+        extra, gone = (int(count or 0) for count in packed)
         return TopicInfo(
             topic=topic,
-            events=facts.get(b"length", 0),
-            published=facts.get(b"entries-added", 0),
+            events=facts.get(b"length", 0) + extra - gone,
+            published=facts.get(b"entries-added", 0) + extra,
             delayed=delayed,
             groups=tuple(sorted(groups)),
             bytes=size,
@@ -255,33 +263,48 @@ class RedisInspector(Inspector):
     async def _group(self, topic: str, group: str, now_s: float) -> GroupInfo | None:
         """The ledger of one group; None if it vanished since it was listed."""
         part, own = keys.partition(topic), keys.group(topic, group)
-        names = (part.stream, own.record, own.retry, part.delayed, own.delayed, own.dead, own.workers)
+        names = (part.stream, own.record, own.retry, part.delayed, own.delayed, own.dead, own.workers, part.packed)
         try:
             reply = await self._client.call("ledger", names, group, await self._trust())
         except ServerSaid as e:
             if "NOGROUP" in str(e) or "no such key" in str(e):
                 return None
             raise
-        added, origin, replayed, handled, dead, dropped, pending, entries_read, delayed, retrying, workers, oldest = (
-            reply
-        )
+        (
+            added,
+            origin,
+            replayed,
+            handled,
+            dead,
+            dropped,
+            pending,
+            entries_read,
+            delayed,
+            retrying,
+            workers,
+            oldest,
+            *extra,
+        ) = reply
         if entries_read < 0:  # not known, and too much to count: take it that nothing is missing
-            settled = handled + dead + dropped + pending + retrying - replayed
+            settled = handled + dead + dropped + pending + retrying - replayed - (extra[0] - extra[1] - extra[2])
             entries_read = max(origin, 0) + settled
         if origin < 0:  # made by another tool: what it settled in its own way is not ours to count
             origin = entries_read - pending
         ages = [oldest, *(await self._oldest_retries(own) if retrying else ())]
-        first_ms = min((int(token.split(b"-")[0]) for token in ages if _ENTRY.fullmatch(_text(token))), default=None)
+        first_ms = min(
+            (int(token.split(b"-")[0]) for token in ages if _ENTRY.fullmatch(_text(token.partition(b"/")[0]))),
+            default=None,
+        )
         return GroupInfo(
             topic=topic,
             group=group,
-            published=added - origin + delayed,
+            published=added - origin + delayed + extra[0],
             replayed=replayed,
             handled=handled,
             dead=dead,
             dropped=dropped,
-            pending=pending,
-            unread=added - entries_read,
+            pending=pending + extra[2],
+            unread=added - entries_read + extra[1],
             delayed=delayed,
             retrying=retrying,
             workers=workers,
@@ -309,7 +332,22 @@ class RedisInspector(Inspector):
 
     async def _letters(self, stream: bytes, after: str, count: int) -> list[Letter]:
         start = "-" if after == "-" else "(" + _checked(after, ("-",))
-        return [_letter(entry) for entry in await self._client.command("XRANGE", stream, start, "+", "COUNT", count)]
+        within = re.fullmatch(r"(\d+-\d+)/(\d+)", after)
+        if within:  # the page before ended inside of a packed entry
+            start = within[1]
+        letters: list[Letter] = []
+        while len(letters) < count:
+            wanted = min(count - len(letters), _CHUNK)
+            page: list[_Entry] = await self._client.command("XRANGE", stream, start, "+", "COUNT", wanted)
+            for entry in page:
+                packed = record_batch.unpacked(*entry)
+                events = [entry] if packed is None else list(zip(*packed, strict=True))
+                seen = int(within[2]) + 1 if within and _text(entry[0]) == within[1] else 0
+                letters += [_letter(event) for event in events[seen:]]
+            if len(page) < wanted:
+                break
+            start = "(" + _text(page[-1][0])
+        return letters[:count]
 
     async def _move_dead(self, how: str, topic: str, group: str, tokens: Sequence[str]) -> int:
         """Moves dead letters in chunks. Raises Refused before the first move if a token is malformed."""

@@ -3,7 +3,8 @@
 Everything that belongs to a partition lives in the slot of its stream: `{orders}:x` and `orders` hash alike.
 `P` below is the partition's stream key: the topic's name, or `topic.N` when it has several partitions.
 
-Permanent keys: `P`, `{P}:delayed`, `{P}:delayed:G`, `{P}:retry:G`, `{P}:dead:G`, `{P}:group:G`, `{P}:workers:G`, `headrace:topics`.
+Permanent keys: `P`, `{P}:delayed`, `{P}:delayed:G`, `{P}:retry:G`, `{P}:dead:G`, `{P}:group:G`, `{P}:workers:G`, `{P}:packed`,
+`headrace:topics`.
 All others carry a time to live.
 """
 
@@ -27,6 +28,10 @@ class PartitionKeys(Struct, frozen=True):
     delayed: bytes
     """zset `{P}:delayed`: netstrings of an entry's fields -> Unix ms when it is appended to the stream."""
 
+    packed: bytes
+    """hash `{P}:packed`: `extra`, how many events beyond one per entry were ever appended in packed entries, and `gone`, how many of
+    those are trimmed. Absent while nothing was packed."""
+
     def producer(self, producer: bytes) -> bytes:
         """The key of one producer's mark.
 
@@ -40,7 +45,8 @@ class GroupKeys(Struct, frozen=True):
 
     record: bytes
     """hash `{P}:group:G`: the group's ledger. `origin` (events of the stream before this group's first), `handled`, `dropped`,
-    `replayed`, `added` (entries-added when last seen: tells a deleted stream from a destroyed group), `created` (Unix ms)."""
+    `replayed`, `added` (entries-added when last seen: tells a deleted stream from a destroyed group), `created` (Unix ms), and of packed
+    entries, of their events beyond one each: `extra_origin` (before the group's first event), `extra_settled`."""
     retry: bytes
     """stream `{P}:retry:G`, with one group named G: events that G handles again. Fields: as in the stream, preceded by `id`,
     with `attempt` and `origin` (entry in the stream it was copied from). Settled entries are deleted."""
@@ -57,7 +63,7 @@ def partition(stream: str) -> PartitionKeys:
     """Keys of the partition whose stream key this is."""
     key = stream.encode()
     tag = b"{" + key + b"}"
-    return PartitionKeys(stream=key, ids=tag + b":ids", delayed=tag + b":delayed")
+    return PartitionKeys(stream=key, ids=tag + b":ids", delayed=tag + b":delayed", packed=tag + b":packed")
 
 
 @lru_cache(4096)

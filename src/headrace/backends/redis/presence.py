@@ -28,7 +28,9 @@ _SWEEP_S = 60.0
 class Looker(Protocol):
     """What presence tells the feed."""
 
-    committed: int
+    @property
+    def committed(self) -> int:
+        """Entries settled so far."""
 
     def look_around(self) -> None:
         """There may be something to take over."""

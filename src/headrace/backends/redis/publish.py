@@ -21,7 +21,7 @@ from msgspec import Struct
 
 from headrace import limits
 from headrace.backends.contract import Record, Route
-from headrace.backends.redis import keys, retention
+from headrace.backends.redis import keys, record_batch, retention
 from headrace.backends.redis.client import Client
 from headrace.backends.redis.connection import Wire, pack
 from headrace.backends.redis.replies import ServerSaid
@@ -32,7 +32,7 @@ from headrace.settings import Durability
 log = logging.getLogger("headrace.redis")
 
 
-class Batch(Struct):
+class Batch(Struct, eq=False):
     """Records that travel in one call, and the callers that wait for them."""
 
     records: list[Record]
@@ -60,8 +60,8 @@ def due(record: Record) -> bytes:
     return b"+%d" % record.delay_ms if record.delay_ms else b""
 
 
-def words(records: Sequence[Record]) -> list[bytes]:
-    """The records as runs of one shape: what is constant is said once (see scripts/publish.lua)."""
+def words(records: Sequence[Record], packing: int = 1) -> list[bytes]:
+    """The records as runs of one shape: what is constant is said once (see scripts/publish.lua). `packing`: events per entry at most."""
     out: list[bytes] = []
     start, total = 0, len(records)
     while start < total:
@@ -71,6 +71,11 @@ def words(records: Sequence[Record]) -> list[bytes]:
             end += 1
         type_, headers, keyed, general = kind
         constant = [(b"type", type_), *headers] if type_ else list(headers)
+        if packing > 1 and not general and end - start > 1:
+            for chunk in record_batch.chunks(records[start:end], packing):
+                out += record_batch.words(chunk, constant)
+            start = end
+            continue
         out += (b"%d" % (end - start), b"1" if general else b"0", b"%d" % len(constant), b"2" if keyed else b"1")
         for pair in constant:
             out += pair
@@ -101,8 +106,8 @@ class Publisher:
         self._epoch, self._seq, self._acknowledged = 1, 0, 0
         self._heard = self._loop.time()
         own = keys.partition(self._stream)
-        head = client.head("publish", 4)
-        self._keys = (*head, own.stream, own.producer(self._producer), own.delayed, own.ids, self._producer)
+        head = client.head("publish", 5)
+        self._keys = (*head, own.stream, own.producer(self._producer), own.delayed, own.ids, own.packed, self._producer)
         self._tail = (b"%d" % route.cap_events, b"%d" % limits.producer_idle_s, b"%d" % int(route.id_window_s * 1000))
         self._route = route
         self._filling = Batch([], [], [])
@@ -111,6 +116,8 @@ class Publisher:
         self._flying = 0
         self._buffered, self._buffered_bytes = 0, 0
         self._room = asyncio.Event()
+        self._entrance = asyncio.Lock()
+        self._queued = 0
         self._room.set()
         self._scheduled = False
         self._recovery: asyncio.Task[None] | None = None
@@ -121,15 +128,24 @@ class Publisher:
         """All of them durable when it returns. Waits while too much is under way; see Backend.publish for what it raises."""
         if not records:
             return
-        while not self._room.is_set():
-            await self._room.wait()
+        if self._queued or not self._room.is_set():
+            self._queued += 1
+            try:
+                async with self._entrance:  # first come, first served
+                    while not self._room.is_set():
+                        await self._room.wait()
+            finally:
+                self._queued -= 1
+        await self._enqueue(records)
+
+    def _enqueue(self, records: Sequence[Record]) -> asyncio.Future[None]:
         done = self._loop.create_future()
         for start in range(0, len(records), limits.publish_records):
             self._add(records[start : start + limits.publish_records], done)
         self._filling.hopeful.pop()
         self._filling.waiters.append(done)
         self._schedule()
-        await done
+        return done
 
     def _add(self, records: Sequence[Record], caller: asyncio.Future[None]) -> None:
         size = sum([len(r.body) for r in records])
@@ -200,7 +216,7 @@ class Publisher:
                 b"%d" % batch.first,
                 b"%d" % len(batch.records),
                 *self._tail,
-                *words(batch.records),
+                *words(batch.records, self._route.packing),
             )
         )
         reply = wire.send(packed)
@@ -223,7 +239,10 @@ class Publisher:
         self._flying -= 1
         if self._grounded is not None and not self._grounded.done():
             self._grounded.set_result(None)
-        if reply.cancelled() or reply.exception() is not None or self._sent[0] is not batch:
+        failed = reply.cancelled() or reply.exception() is not None
+        if batch not in self._sent:
+            return  # its callers were told of a failure before its answer came
+        if failed or self._sent[0] is not batch:
             self._recover()
             return
         self._sent.popleft()

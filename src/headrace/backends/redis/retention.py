@@ -12,9 +12,10 @@ async def trim(client: Client, route: Route, record: bytes, most: int) -> bool:
 
     True: there is more to trim. Raises as the client does.
     """
+    own = keys.partition(route.topic)
     _, more = await client.call(
         "trim",
-        (keys.partition(route.topic).stream, record),
+        (own.stream, record, own.packed),
         route.retain_events,
         int(route.retain_s * 1000),
         most,

@@ -12,22 +12,20 @@ import contextlib
 import logging
 from collections import deque
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any
 
 from headrace import limits
-from headrace.backends.contract import Delivery, Settled, Settlement, Subscription, Unsettled, Verdict, delivery_of
-from headrace.backends.entry import attempt_of
-from headrace.backends.redis import keys, settle, takeover
+from headrace.backends.contract import Delivery, Settled, Settlement, Subscription, Unsettled, Verdict
+from headrace.backends.redis import keys, takeover
 from headrace.backends.redis.client import Client
+from headrace.backends.redis.committer import Committer
 from headrace.backends.redis.connection import Wire, pack
 from headrace.backends.redis.presence import Presence
 from headrace.backends.redis.replies import ServerSaid
-from headrace.backends.redis.slots import Hold, Slot
+from headrace.backends.redis.slots import Slot
 from headrace.errors import BackendError, Closed, NotConnected, Refused
 
 log = logging.getLogger("headrace.redis")
-_PROOF_MIN: Final = 4
-"""Below this many entries a gate each is cheaper than asking for the pending counts."""
 
 
 class SharedFeed:
@@ -51,14 +49,17 @@ class SharedFeed:
         self._suspect: Slot | None = None
         """Holds events that workers died with. Nothing else is taken meanwhile: it might die with them, again and again."""
         self._cleared = asyncio.Event()
-        self._deadly: list[Settlement] = []
+        self._aside: list[Settlement] = []
+        """What is taken over and settled without being handled."""
         self._closed: Closed | None = None
         self.dead_workers = True
         """Whether there may be something to take over; at first unknown, so look."""
         self._fit = limits.first_read_records
-        """How many events like those of the last read make `read_bytes`."""
-        self.committed = 0
+        """How many entries like those of the last read make `read_bytes`."""
+        self._packed = 1
+        """How many events an entry of the last read had."""
         self._presence = Presence(client, subscription, self)
+        self._committer = Committer(client, subscription, self._freed, self._presence.due_in)
 
     async def join(self) -> None:
         """Creates what is absent, takes the lease, begins to renew it. Raises NotConnected, Refused."""
@@ -71,7 +72,7 @@ class SharedFeed:
         try:
             answer: bytes = await self._client.call(
                 "join",
-                (own.stream, group.retry, group.record, group.workers, group.dead, group.delayed),
+                (own.stream, group.retry, group.record, group.workers, group.dead, group.delayed, own.packed),
                 self._group,
                 self._sub.consumer,
                 int(self._sub.lease_s * 1000),
@@ -101,6 +102,11 @@ class SharedFeed:
             self._sub.group,
         )
 
+    @property
+    def committed(self) -> int:
+        """Entries settled so far."""
+        return self._committer.committed
+
     # Taking
 
     async def take(self, limit: int, wait_s: float) -> Sequence[Delivery]:
@@ -128,7 +134,7 @@ class SharedFeed:
 
     async def _fill(self, limit: int, wait_s: float) -> None:
         try:
-            await self._bury()
+            await self._put_aside()
             while self._lost:
                 await self._claim(limit, self._lost[-1])
                 self._lost.pop()
@@ -143,7 +149,7 @@ class SharedFeed:
             return
         slot = self._free.popleft() if self._free else self._new_slot()
         try:
-            reply = await self._read(slot, min(limit, self._fit), wait_s)
+            reply = await self._read(slot, min(max(limit // self._packed, 1), self._fit), wait_s)
         except ServerSaid as e:
             self._free.append(slot)
             if e.code != "NOGROUP":
@@ -159,12 +165,9 @@ class SharedFeed:
         largest = max([len(value) for _, entries in reply for value in (entries[0][1][-1], entries[-1][1][-1])])
         self._fit = max(self._sub.read_bytes // (largest + 1), 1)
         for stream, entries in reply:
-            hold = slot.main if stream == self._own.stream else slot.retry
-            hold.held += len(entries)
-            if hold is slot.main:
-                self._ahead.extend([Delivery(id_, fields, hold) for id_, fields in entries])
-            else:
-                self._ahead.extend([Delivery(id_, fields, hold, attempt_of(fields)) for id_, fields in entries])
+            events = (slot.main if stream == self._own.stream else slot.retry).receive(entries)
+            self._packed = -(-len(events) // len(entries))
+            self._ahead.extend(events)
 
     def _new_slot(self) -> Slot:
         self._slots += 1
@@ -198,129 +201,54 @@ class SharedFeed:
     async def _claim(self, limit: int, lost: Slot | None) -> None:
         slot = self._new_slot()
         try:
-            taken = await takeover.claim(self._client, self._sub, slot, limit, lost)
+            taken = await takeover.claim(self._client, self._sub, slot, max(limit // self._packed, 1), lost)
         except NotConnected:
             self._lost.append(slot)  # the server may have claimed them for it
             raise
         if lost is None:
             self.dead_workers = bool(taken)
-        for delivery, deaths in taken:
+        for deliveries, deaths in taken:
             if deaths >= limits.deaths_max:
-                self._deadly.append(Settlement(delivery, Verdict.DEAD, reason=b"%d workers that held it died" % deaths))
-                continue
-            self._ahead.append(delivery)
-            if deaths >= limits.deaths_apart:
-                self._suspect = slot
-                self._cleared.clear()
-        await self._bury()
+                reason = b"%d workers that held it died" % deaths
+                self._aside += [Settlement(d, Verdict.DEAD, reason=reason) for d in deliveries]
+            elif deaths >= limits.deaths_apart and len(deliveries) > 1:
+                self._aside += [Settlement(d, Verdict.RETURN) for d in deliveries]  # one by one, the innocent get away
+            else:
+                self._ahead.extend(deliveries)
+                if deaths >= limits.deaths_apart:
+                    self._suspect = slot
+                    self._cleared.clear()
+        await self._put_aside()
 
-    async def _bury(self) -> None:
-        """Events that too many workers died with go to the dead letters without being handled again."""
-        if self._deadly:
-            await self.commit(self._deadly)
-            log.error(
-                "topic %s, group %s: dead-lettered %d events that %d workers died with",
-                self._topic,
-                self._sub.group,
-                len(self._deadly),
-                limits.deaths_max,
-            )
-            self._deadly = []
+    async def _put_aside(self) -> None:
+        """Events that too many workers died with go to the dead letters; those that share an entry with one go on by themselves."""
+        if self._aside:
+            await self.commit(self._aside)
+            dead = sum(s.verdict is Verdict.DEAD for s in self._aside)
+            if dead:
+                log.error(
+                    "topic %s, group %s: dead-lettered %d events that %d workers died with",
+                    self._topic,
+                    self._sub.group,
+                    dead,
+                    limits.deaths_max,
+                )
+            self._aside = []
 
     # Settling
 
+    def _freed(self, slot: Slot) -> None:
+        """All that this slot held is settled."""
+        self._free.append(slot)
+        if slot is self._suspect:
+            self._suspect = None
+            self._cleared.set()
+
     async def commit(self, settled: Sequence[Settled]) -> Sequence[Unsettled]:
         """See contract.Feed."""
-        unsettled: list[Unsettled] = []
-        by_hold: dict[Hold, tuple[list[Delivery], list[Settlement]]] = {}
-        hold, plain, rich = None, list[Delivery](), list[Settlement]()
-        for one in settled:
-            own = delivery_of(one).batch
-            if own is None:  # settled before
-                unsettled.append(Unsettled(one))
-                continue
-            if own is not hold:
-                hold = own
-                plain, rich = by_hold.setdefault(own, ([], []))
-            if type(one) is Delivery:
-                plain.append(one)
-            else:
-                rich.append(one)  # type: ignore[arg-type]
-        for hold, (plain, rich) in by_hold.items():
-            for call in settle.calls(plain, rich, self._sub.group):
-                unsettled += await self._commit(hold, *call)
-        return unsettled
-
-    async def _commit(
-        self, hold: Hold, plain: Sequence[Delivery], rich: Sequence[Settlement], more: list[bytes], words: list[bytes]
-    ) -> Sequence[Unsettled]:
-        count = len(plain) + len(rich)
         if self._closed is not None:
             raise self._closed
-        wire = await self._client.wire()
-        believed = hold.held - hold.in_flight if count >= _PROOF_MIN else -1
-        group = self._keys
-        packed = pack((
-            *self._client.head("commit", 5 + len(more)), hold.stream, group.retry, group.record, group.dead, group.delayed, *more,
-            self._group, hold.slot.name, b"%d" % believed, b"%d" % len(plain), b"%d" % len(rich),
-            *[d.token for d in plain], *[s.delivery.token for s in rich], *words,
-        ))  # fmt: skip
-        hold.in_flight += count
-        try:
-            _, lost, refused = await wire.send(packed)
-        except ServerSaid as e:
-            return self._commit_refused(e, hold, [*plain, *rich])
-        finally:
-            hold.in_flight -= count
-        every: list[Settled] = [*plain, *rich]
-        self._release(hold, [s for s in every if delivery_of(s).token not in refused] if refused else every)
-        for s in rich:
-            if s.verdict is Verdict.RETRY:
-                self._presence.due_in(s.delay_ms / 1000)
-            for route, _ in s.outputs:
-                if route.topic not in self._client.registered:
-                    await self._client.register(route.topic, route.partitions)
-        if not lost and not refused:
-            return ()
-        why = dict(zip(refused[::2], refused[1::2], strict=True))
-        gone = set(lost)
-        unsettled = [Unsettled(d) for d in plain if d.token in gone]
-        unsettled += [
-            Unsettled(s, why.get(s.delivery.token, b"").decode(errors="replace"))
-            for s in rich
-            if s.delivery.token in gone or s.delivery.token in why
-        ]
-        return unsettled
-
-    def _release(self, hold: Hold, settled: Sequence[Settled]) -> None:
-        """These are settled, by whomever; each counts once, however often its commit was repeated."""
-        self.committed += len(settled)
-        before = hold.held
-        for one in settled:
-            delivery = delivery_of(one)
-            if delivery.batch is not None:
-                delivery.batch = None
-                hold.held -= 1
-        if hold.held < before and hold.slot.empty:
-            self._free.append(hold.slot)
-            if hold.slot is self._suspect:
-                self._suspect = None
-                self._cleared.set()
-
-    def _commit_refused(self, error: ServerSaid, hold: Hold, settled: Sequence[Settled]) -> Sequence[Unsettled]:
-        if error.code == "NOSCRIPT":
-            self._client.drop()
-            raise NotConnected("the server has forgotten the scripts; loading them again") from error
-        if error.code == "NOGROUP":
-            log.error(
-                "topic %s, group %s: the group is gone from the server; %d events could not be settled",
-                self._topic,
-                self._sub.group,
-                len(settled),
-            )
-            self._release(hold, settled)
-            return [Unsettled(one) for one in settled]
-        raise error
+        return await self._committer.commit(settled)
 
     # Leaving
 
@@ -338,9 +266,10 @@ class SharedFeed:
         if self._wire is not None:
             self._wire.close()
         try:
+            await self._committer.finish()
             while await self._client.call(
                 "leave",
-                (self._own.stream, self._keys.retry, self._keys.workers),
+                (self._own.stream, self._keys.retry, self._keys.workers, self._keys.record),
                 self._group,
                 self._sub.consumer,
                 limits.batch_records_max,

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 
 from headrace import limits
 from headrace.backends.contract import Delivery, Subscription
-from headrace.backends.entry import attempt_of
 from headrace.backends.redis import keys
 from headrace.backends.redis.client import Client
 from headrace.backends.redis.slots import Slot
@@ -16,8 +16,8 @@ log = logging.getLogger("headrace.redis")
 
 async def claim(
     client: Client, subscription: Subscription, slot: Slot, limit: int, lost: Slot | None
-) -> list[tuple[Delivery, int]]:
-    """Puts up to `limit` entries of dead workers into `slot`, or all that `lost` holds; each with the number of workers it saw die.
+) -> list[tuple[Sequence[Delivery], int]]:
+    """Puts up to `limit` entries of dead workers into `slot`, or all that `lost` holds: each one's events, and how many workers it saw die.
 
     Raises as the client does; after NotConnected the entries may be under the slot's name.
     """
@@ -40,9 +40,8 @@ async def claim(
         )
     if taken and lost is None:
         log.warning("topic %s, group %s: took over %d events of a worker that died", topic, group, len(taken))
-    out = []
+    out: list[tuple[Sequence[Delivery], int]] = []
     for source, deaths, id_, fields in taken:
         hold = slot.main if source == 1 else slot.retry
-        hold.held += 1
-        out.append((Delivery(id_, fields, hold, attempt_of(fields)), 0 if lost else deaths))
+        out.append((hold.receive([(id_, fields)]), 0 if lost else deaths))
     return out

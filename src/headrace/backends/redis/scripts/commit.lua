@@ -1,18 +1,20 @@
 #!lua flags=allow-oom
 -- Settles deliveries of one stream. What an entry writes is written only if the entry is still pending: the first to settle it wins.
 -- KEYS  1 stream they were read from (the topic's or the group's retry stream)  2 retry  3 record  4 dead  5 delayed:G
---       6... the keys that outputs (stream, delayed, ids: three in a row per topic) and effects name by their place here
+--       6... the keys that outputs (stream, delayed, ids, packed: four in a row per topic) and effects name by their place here
 -- ARGV  1 group  2 consumer  3 how many entries the consumer holds (-1: unknown)  4 number without writes  5 number with writes
---       6... ids without writes, ids with writes; then per entry with writes: 1 handled | 0 not, number of words that follow, writes:
+--       6... ids without writes, ids with writes; then per entry with writes: how many of its events were handled, how many it has (1, or
+--       as many as are packed into it), number of words that follow, writes:
 --         E place argc command arguments...                                  an effect on KEYS[place]
 --         O place cap window-ms given-id due argc fields...                  an output to the topic whose stream is KEYS[place]
 --         Z delay-ms argc fields...   B argc fields...   D argc fields...    a copy: later to the retry stream, now to it, to the dead letters
--- Returns {settled, ids that others had settled, {id, why, ...} of entries whose writes cannot be made: those are untouched}.
+-- Returns {settled, ids that others had settled, {id, place, why, ...} of entries whose writes cannot be made: those are untouched}; the
+--          place (from 0) is that of the first word of the write that cannot.
 -- Error: BACKPRESSURE (an output's topic is at its cap). Then nothing was written.
 local call, source, group = redis.call, KEYS[1], ARGV[1]
 local held, np, nr, total = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5]), #ARGV
 local retry_source = source == KEYS[2]
-local lost, refused, won, handled = {}, {}, 0, 0
+local lost, refused, won, handled, extra = {}, {}, 0, 0, 0
 local now
 local function clock()
   if not now then
@@ -90,17 +92,21 @@ end
 local room = {}
 local function check_output(place, cap)
   if KEYS[place] ~= source then
-    room[place] = (room[place] or (tonumber(cap) - call('XLEN', KEYS[place]))) - 1
+    if not room[place] then
+      local packed = call('HMGET', KEYS[place + 3], 'extra', 'gone')
+      room[place] = tonumber(cap) - call('XLEN', KEYS[place]) - tonumber(packed[1] or 0) + tonumber(packed[2] or 0)
+    end
+    room[place] = room[place] - 1
     if room[place] < 0 then return 'BACKPRESSURE ' .. KEYS[place] .. ' is at its cap of ' .. cap end
   end
 end
-local function check(p, stop)                                   -- a reason or nil, and whether it concerns the whole call
+local function check(p, stop)                                   -- a reason or nil, whether it concerns the whole call, and the place of the write
   while p <= stop do
     local op = ARGV[p]
     if op == 'E' then
       local argc = tonumber(ARGV[p + 2])
       local why = check_effect(tonumber(ARGV[p + 1]), ARGV[p + 3], p + 4, p + 3 + argc)
-      if why then return why, false end
+      if why then return why, false, p end
       p = p + 4 + argc
     elseif op == 'O' then
       local why = check_output(tonumber(ARGV[p + 1]), ARGV[p + 2])
@@ -169,8 +175,8 @@ if held >= 0 then
 end
 local q = q0
 for _ = 1, nr do                                               -- all checks at once; one that fails sends each entry through its own gate
-  local stop = q + 1 + tonumber(ARGV[q + 1])
-  local why, all = check(q + 2, stop)
+  local stop = q + 2 + tonumber(ARGV[q + 2])
+  local why, all = check(q + 3, stop)
   if why and all then return redis.error_reply(why) end
   if why then proven = false end
   q = stop + 1
@@ -190,14 +196,16 @@ else
   end
 end
 q = q0
+room = {}
 for i = first_rich, q0 - 1 do
-  local stop = q + 1 + tonumber(ARGV[q + 1])
+  local stop = q + 2 + tonumber(ARGV[q + 2])
   local mine = proven
   if not proven then
     kinds, numbers = {}, {}
-    local why = check(q + 2, stop)
+    local why, _, place = check(q + 3, stop)
     if why then
       refused[#refused + 1] = ARGV[i]
+      refused[#refused + 1] = place - q - 3
       refused[#refused + 1] = why
     else
       mine = call('XACK', source, group, ARGV[i]) == 1
@@ -208,10 +216,12 @@ for i = first_rich, q0 - 1 do
     end
   end
   if mine then
-    if ARGV[q] == '1' then handled = handled + 1 end
-    apply(q + 2, stop)
+    handled = handled + tonumber(ARGV[q])
+    extra = extra + tonumber(ARGV[q + 1]) - 1
+    apply(q + 3, stop)
   end
   q = stop + 1
 end
 if handled > 0 then call('HINCRBY', KEYS[3], 'handled', handled) end
+if extra > 0 then call('HINCRBY', KEYS[3], 'extra_settled', extra) end
 return {won, lost, refused}

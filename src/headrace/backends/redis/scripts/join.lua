@@ -1,6 +1,6 @@
 #!lua
 -- A worker joins a group: creates stream, group, retry stream and record if they are absent, and takes a lease.
--- KEYS  1 stream  2 retry  3 record  4 workers  5 dead  6 delayed:G     ARGV  1 group  2 worker  3 lease ms  4 start: 0 (earliest) or $ (latest)
+-- KEYS  1 stream  2 retry  3 record  4 workers  5 dead  6 delayed:G  7 packed     ARGV  1 group  2 worker  3 lease ms  4 start: 0 (earliest) or $ (latest)
 -- Returns 'joined', 'created', 'adopted' (made by another tool), or 'renewed' (the stream had been deleted; what was in it is lost).
 -- Error: DESTROYED (the group is gone but its stream is not: where it stood is lost, an operator must say where to begin).
 local call, stream, group = redis.call, KEYS[1], ARGV[1]
@@ -18,6 +18,20 @@ local function find(key)
     if info.name == group then return info end
   end
 end
+local function extra_before(place)                              -- events beyond one per entry before a place of the stream (an id, '(id' or '-')
+  local extra, seen, count = tonumber(call('HGET', KEYS[7], 'extra') or 0), 0, 1
+  while extra > 0 and seen < 100000 do
+    local page = call('XRANGE', stream, place, '+', 'COUNT', count)
+    if #page == 0 then break end
+    for _, entry in ipairs(page) do
+      if entry[2][3] == 'events' and entry[2][5] == 'before' then return tonumber(entry[2][6]) end
+    end
+    place = '(' .. page[#page][1]
+    seen = seen + #page
+    count = 100
+  end
+  return extra
+end
 local exists = call('EXISTS', stream) == 1
 local info, added, length = find(stream), 0, 0
 if exists then
@@ -26,17 +40,18 @@ if exists then
 end
 local record = call('HMGET', KEYS[3], 'origin', 'added', 'handled')
 local answer = 'joined'
-local function begin(origin)                                   -- what an earlier life of the group left behind is carried over
+local function begin(origin, place)                                   -- what an earlier life of the group left behind is carried over
   local carried = 0
   if call('EXISTS', KEYS[2]) == 1 then carried = carried + call('XLEN', KEYS[2]) end
   if call('EXISTS', KEYS[5]) == 1 then carried = carried + call('XLEN', KEYS[5]) end
   if call('EXISTS', KEYS[6]) == 1 then carried = carried + call('ZCARD', KEYS[6]) end
-  call('HSET', KEYS[3], 'origin', origin, 'replayed', carried, 'added', added, 'created', string.format('%d', now))
+  call('HSET', KEYS[3], 'origin', origin, 'replayed', carried, 'added', added, 'created', string.format('%d', now),
+    'extra_origin', place == '$' and (call('HGET', KEYS[7], 'extra') or 0) or extra_before(place), 'extra_settled', 0)
 end
 local function create(start)
   local origin = start == '0' and added - length or added
   call('XGROUP', 'CREATE', stream, group, start, 'MKSTREAM', 'ENTRIESREAD', origin)
-  begin(origin)
+  begin(origin, start == '0' and '-' or '$')
 end
 if info and not record[1] then
   answer = 'adopted'
@@ -45,7 +60,7 @@ if info and not record[1] then
     read = added - #call('XRANGE', stream, '(' .. info['last-delivered-id'], '+')
     call('XGROUP', 'SETID', stream, group, info['last-delivered-id'], 'ENTRIESREAD', read)
   end
-  begin(read - info.pending)
+  begin(read - info.pending, info.pending > 0 and call('XPENDING', stream, group)[2] or '(' .. info['last-delivered-id'])
 elseif not info and not record[1] then
   answer = 'created'
   create(ARGV[4])

@@ -1,7 +1,34 @@
 #!lua flags=allow-oom
 -- A worker leaves: what it holds goes to the retry stream, where any other worker takes it at once, `attempt` unchanged; its lease ends.
--- KEYS  1 stream  2 retry  3 workers     ARGV  1 group  2 worker  3 how many at most     Returns how many it still holds (0: it is gone).
+-- KEYS  1 stream  2 retry  3 workers  4 record     ARGV  1 group  2 worker  3 how many at most     Returns how many it still holds (0: it is gone).
 local call, group, worker, room, left = redis.call, ARGV[1], ARGV[2], tonumber(ARGV[3]), 0
+local function split(id, own)
+  assert(own[3] == 'events' and own[#own - 3] == 'sizes' and own[#own - 1] == 'data')
+  local stem, first = string.match(own[2], '^(.*%.)(%d+)$')
+  local sizes, data, at, constant = cjson.decode(own[#own - 2]), own[#own], 1, #own - 4
+  local keys, key_sizes, key_at
+  if own[#own - 5] == 'keys' then
+    keys, key_sizes, key_at, constant = own[#own - 4], cjson.decode(own[#own - 6]), 1, constant - 4
+  end
+  local events = {}
+  for n, size in ipairs(sizes) do
+    local fields = {'id', stem .. string.format('%d', first + n - 1)}
+    for i = 7, constant do fields[i - 4] = own[i] end
+    if keys then
+      fields[#fields + 1] = 'key'; fields[#fields + 1] = string.sub(keys, key_at, key_at + key_sizes[n] - 1)
+      key_at = key_at + key_sizes[n]
+    end
+    fields[#fields + 1] = 'data'; fields[#fields + 1] = string.sub(data, at, at + size - 1)
+    at = at + size
+    events[n] = {id .. '/' .. (n - 1), fields}
+  end
+  assert(at == #data + 1 and #events == tonumber(own[4]))
+  return events
+end
+local function events_of(id, own)                               -- (id, fields) of each event of an entry: one, or those that are packed
+  local packed, events = pcall(split, id, own)
+  return packed and events or {{id, own}}
+end
 for source = 1, 2 do
   if call('EXISTS', KEYS[source]) == 1 then
     for _, info in ipairs(call('XINFO', 'CONSUMERS', KEYS[source], group)) do
@@ -13,11 +40,15 @@ for source = 1, 2 do
             local entry = call('XRANGE', KEYS[source], id, id)[1]
             if entry and source == 2 then call('XADD', KEYS[2], '*', unpack(entry[2]))
             elseif entry then
-              local a, own = {'id', id, 'attempt', '1', 'origin', id}, entry[2]
-              for i = 1, #own, 2 do
-                if own[i] == 'id' then a[2] = own[i + 1] else a[#a + 1] = own[i]; a[#a + 1] = own[i + 1] end
+              local events = events_of(id, entry[2])
+              for _, event in ipairs(events) do
+                local a, own = {'id', event[1], 'attempt', '1', 'origin', event[1]}, event[2]
+                for i = 1, #own, 2 do
+                  if own[i] == 'id' then a[2] = own[i + 1] else a[#a + 1] = own[i]; a[#a + 1] = own[i + 1] end
+                end
+                call('XADD', KEYS[2], '*', unpack(a))
               end
-              call('XADD', KEYS[2], '*', unpack(a))
+              if #events > 1 then call('HINCRBY', KEYS[4], 'extra_settled', #events - 1) end
             end
             call('XACK', KEYS[source], group, id)
             if source == 2 then call('XDEL', KEYS[2], id) end

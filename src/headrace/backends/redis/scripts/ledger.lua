@@ -1,12 +1,27 @@
 #!lua flags=no-writes
 -- Where every event of a topic stands for one group, in one moment.
--- KEYS  1 stream  2 record  3 retry  4 delayed  5 delayed:G  6 dead  7 workers     ARGV  1 group  2 trust: 1 if the server keeps entries-read over a restart (Valkey does, Redis 7.0 does not)
--- Returns {added, origin, replayed, handled, dead, dropped, pending, entries-read or -1 (unknown), delayed, retrying, live workers, oldest unsettled id or ''}.
-local call = redis.call
+-- KEYS  1 stream  2 record  3 retry  4 delayed  5 delayed:G  6 dead  7 workers  8 packed     ARGV  1 group  2 trust: 1 if the server keeps entries-read over a restart (Valkey does, Redis 7.0 does not)
+-- Returns {added, origin, replayed, handled, dead, dropped, pending, entries-read or -1 (unknown), delayed, retrying, live workers, oldest unsettled id or '',
+--          and of packed entries the events beyond one each: published, unread, pending}.
+local call, stream = redis.call, KEYS[1]
 local function pairs_of(flat)
   local map = {}
   for i = 1, #flat, 2 do map[flat[i]] = flat[i + 1] end
   return map
+end
+local function extra_before(place)                              -- events beyond one per entry before a place of the stream (an id, '(id' or '-')
+  local extra, seen, count = tonumber(call('HGET', KEYS[8], 'extra') or 0), 0, 1
+  while extra > 0 and seen < 100000 do
+    local page = call('XRANGE', stream, place, '+', 'COUNT', count)
+    if #page == 0 then break end
+    for _, entry in ipairs(page) do
+      if entry[2][3] == 'events' and entry[2][5] == 'before' then return tonumber(entry[2][6]) end
+    end
+    place = '(' .. page[#page][1]
+    seen = seen + #page
+    count = 100
+  end
+  return extra
 end
 local added = pairs_of(call('XINFO', 'STREAM', KEYS[1]))['entries-added']
 local info
@@ -15,7 +30,7 @@ for _, flat in ipairs(call('XINFO', 'GROUPS', KEYS[1])) do
   if g.name == ARGV[1] then info = g end
 end
 if not info then return redis.error_reply('NOGROUP ' .. ARGV[1]) end
-local record = call('HMGET', KEYS[2], 'origin', 'replayed', 'handled', 'dropped')
+local record = call('HMGET', KEYS[2], 'origin', 'replayed', 'handled', 'dropped', 'extra_origin', 'extra_settled')
 local pending = call('XPENDING', KEYS[1], ARGV[1])
 local oldest = pending[1] > 0 and pending[2] or ''
 if oldest == '' then
@@ -35,6 +50,8 @@ if type(read) ~= 'number' or ARGV[2] ~= '1' then             -- lost by the serv
   until #page < 100 or unread >= 100000
   read = unread < 100000 and added - unread or -1
 end
+local extra, ahead = tonumber(call('HGET', KEYS[8], 'extra') or 0), extra_before('(' .. info['last-delivered-id'])
 return {added, tonumber(record[1] or -1), tonumber(record[2] or 0), tonumber(record[3] or 0), size('XLEN', KEYS[6]), tonumber(record[4] or 0),
   pending[1], read, size('ZCARD', KEYS[4]), size('ZCARD', KEYS[5]) + size('XLEN', KEYS[3]),
-  call('ZCOUNT', KEYS[7], string.format('%d', now), '+inf'), oldest}
+  call('ZCOUNT', KEYS[7], string.format('%d', now), '+inf'), oldest,
+  extra - tonumber(record[5] or 0), extra - ahead, ahead - tonumber(record[5] or 0) - tonumber(record[6] or 0)}

@@ -1,12 +1,13 @@
 #!lua
 -- Appends a batch exactly once: what a producer has already appended is dropped by its high-water mark.
--- KEYS  1 stream  2 mark of the producer ("epoch seq")  3 delayed (zset)  4 ids (zset)
+-- KEYS  1 stream  2 mark of the producer ("epoch seq")  3 delayed (zset)  4 ids (zset)  5 packed (hash)
 -- ARGV  1 producer  2 epoch  3 seq of the first record  4 number of records  5 cap of the stream  6 mark's time to live, s  7 window of given ids, ms
---       then runs of records that share a shape: number of records, general (0|1), number of constant fields, number of varying fields,
---       constant names and values, varying names, then per record: if general: id or '', due ('' at once, '+ms' from now, 'ms' Unix time);
---       the varying values.
+--       then runs of records that share a shape: number of records, kind (0 plain, 1 general, 2 packed), number of constant fields, number of
+--       varying fields, constant names and values, varying names, then per record: if general: id or '', due ('' at once, '+ms' from now,
+--       'ms' Unix time); the varying values. A packed run is one entry: its values follow once.
 -- Returns {appended or delayed, repeats of the producer, repeats of given ids}.
--- Errors: FENCED (a newer epoch exists), GAP (records before these are missing), BACKPRESSURE (the stream is at its cap). Then nothing was written.
+-- Errors: FENCED (a newer epoch exists), GAP (records before these are missing), BACKPRESSURE (the stream is at its cap), INVALID (a packed
+--         run of which a part is there). Then nothing was written.
 local call, stream, fmt = redis.call, KEYS[1], string.format
 local producer, epoch, first, count = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
 local last = 0
@@ -22,7 +23,10 @@ if skip >= count then                                          -- nothing to app
   call('EXPIRE', KEYS[2], ARGV[6])
   return {0, count, 0}
 end
-if call('XLEN', stream) + count > tonumber(ARGV[5]) then return redis.error_reply('BACKPRESSURE ' .. stream .. ' is at its cap of ' .. ARGV[5]) end
+local packed = call('HMGET', KEYS[5], 'extra', 'gone')       -- events beyond one per entry: ever appended, and trimmed with their entries
+local extra = tonumber(packed[1] or 0)
+local before = extra
+if call('XLEN', stream) + extra - tonumber(packed[2] or 0) + count > tonumber(ARGV[5]) then return redis.error_reply('BACKPRESSURE ' .. stream .. ' is at its cap of ' .. ARGV[5]) end
 
 local now, window = nil, tonumber(ARGV[7])
 local function prepare()                                    -- only for records with a given id or a due time
@@ -45,14 +49,26 @@ end
 local idpat = producer .. '.' .. ARGV[2] .. '.%d'
 local p, seq, total, repeats, ids = 8, first, #ARGV, 0, 0
 while p <= total do
-  local n, general, nc, nv = tonumber(ARGV[p]), ARGV[p + 1] == '1', tonumber(ARGV[p + 2]), tonumber(ARGV[p + 3])
+  local n, kind, nc, nv = tonumber(ARGV[p]), ARGV[p + 1], tonumber(ARGV[p + 2]), tonumber(ARGV[p + 3])
+  local general = kind == '1'
   local a = {'XADD', stream, '*', 'id', ''}
+  if kind == '2' then a[6] = 'events'; a[7] = n; a[8] = 'before'; a[9] = '' end
+  local base = #a
   p = p + 4
-  for i = 1, 2 * nc do a[5 + i] = ARGV[p]; p = p + 1 end
-  local base = 5 + 2 * nc
+  for i = 1, 2 * nc do a[base + i] = ARGV[p]; p = p + 1 end
+  base = base + 2 * nc
   for i = 1, nv do a[base + 2 * i - 1] = ARGV[p]; a[base + 2 * i] = ''; p = p + 1 end
   local width = base + 2 * nv
-  if nv == 1 and not general and skip <= 0 then               -- the common case: one varying field, nothing to drop
+  if kind == '2' then
+    if seq + n - 1 > last then
+      if seq <= last then return redis.error_reply(fmt('INVALID a part of these %d packed events is there already', n)) end
+      a[5] = fmt(idpat, seq); a[9] = fmt('%d', extra)
+      for i = 1, nv do a[base + 2 * i] = ARGV[p + i - 1] end
+      call(unpack(a, 1, width))
+      extra = extra + n - 1
+    end
+    p = p + nv; seq = seq + n
+  elseif nv == 1 and not general and skip <= 0 then             -- the common case: one varying field, nothing to drop
     for i = p, p + n - 1 do
       a[5] = fmt(idpat, seq); a[width] = ARGV[i]; seq = seq + 1
       call(unpack(a, 1, width))
@@ -81,6 +97,7 @@ while p <= total do
     end
   end
 end
+if extra > before then call('HSET', KEYS[5], 'extra', fmt('%d', extra)) end
 if ids > 0 and call('PTTL', KEYS[4]) < window then call('PEXPIRE', KEYS[4], window) end
 call('SET', KEYS[2], fmt('%d %d', epoch, first + count - 1), 'EX', ARGV[6])
 local dropped = skip > 0 and skip or 0

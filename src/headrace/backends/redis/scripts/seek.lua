@@ -1,6 +1,6 @@
 #!lua
 -- An operator starts a group anew; its ledger begins here; dead letters and retries stay.
--- KEYS  1 stream  2 record  3 retry  4 dead  5 delayed:G     ARGV  1 group  2 where: 0, $ or the id after which it reads on
+-- KEYS  1 stream  2 record  3 retry  4 dead  5 delayed:G  6 packed     ARGV  1 group  2 where: 0, $ or the id after which it reads on
 local call, stream, group = redis.call, KEYS[1], ARGV[1]
 local added, length = 0, 0
 if call('EXISTS', stream) == 1 then
@@ -8,6 +8,23 @@ if call('EXISTS', stream) == 1 then
   for i = 1, #flat, 2 do if flat[i] == 'entries-added' then added = flat[i + 1] end end
   length = call('XLEN', stream)
 end
+local function extra_before(place)                              -- events beyond one per entry before a place of the stream (an id, '(id' or '-')
+  local extra, seen, count = tonumber(call('HGET', KEYS[6], 'extra') or 0), 0, 1
+  while extra > 0 and seen < 100000 do
+    local page = call('XRANGE', stream, place, '+', 'COUNT', count)
+    if #page == 0 then break end
+    for _, entry in ipairs(page) do
+      if entry[2][3] == 'events' and entry[2][5] == 'before' then return tonumber(entry[2][6]) end
+    end
+    place = '(' .. page[#page][1]
+    seen = seen + #page
+    count = 100
+  end
+  return extra
+end
+local place = '(' .. ARGV[2]
+if ARGV[2] == '0' then place = '-' elseif ARGV[2] == '$' then place = '+' end
+local extra_origin = place == '+' and call('HGET', KEYS[6], 'extra') or extra_before(place)
 local origin
 if ARGV[2] == '0' then origin = added - length
 elseif ARGV[2] == '$' then origin = added
@@ -21,5 +38,6 @@ if call('EXISTS', KEYS[5]) == 1 then carried = carried + call('ZCARD', KEYS[5]) 
 call('DEL', KEYS[2])
 redis.pcall('XGROUP', 'CREATE', KEYS[3], group, '0', 'MKSTREAM')
 local t = call('TIME')
-call('HSET', KEYS[2], 'origin', origin, 'replayed', carried, 'added', added, 'created', string.format('%d', t[1] * 1000 + math.floor(t[2] / 1000)))
+call('HSET', KEYS[2], 'origin', origin, 'replayed', carried, 'added', added, 'created', string.format('%d', t[1] * 1000 + math.floor(t[2] / 1000)),
+  'extra_origin', extra_origin or 0, 'extra_settled', 0)
 return origin

@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- Trims what every group is done with and nobody wants to replay. Never above the oldest entry that any group has still to settle.
--- KEYS  1 stream  2 record     ARGV  1 entries kept for replay  2 age kept for replay, ms  3 how many entries at most in one call
+-- KEYS  1 stream  2 record  3 packed     ARGV  1 entries kept for replay  2 age kept for replay, ms  3 how many entries at most in one call
 -- Returns {trimmed, 1 if there is more to trim}.
 local call, stream = redis.call, KEYS[1]
 local groups = call('XINFO', 'GROUPS', stream)
@@ -28,7 +28,11 @@ for i = 1, #facts, 2 do
 end
 local limit, trimmed, length = tonumber(ARGV[3]), 0, call('XLEN', stream)
 local function id(ms, seq) return string.format('%d-%d', ms, seq) end
-local excess = length - tonumber(ARGV[1])
+local packed = call('HMGET', KEYS[3], 'extra', 'gone')
+local extra = tonumber(packed[1] or 0)
+local events = length + extra - tonumber(packed[2] or 0)
+local excess = events - tonumber(ARGV[1])
+if extra > 0 and excess < events then excess = math.floor(excess * length / events) - 1 end  -- in entries, by their average, and rather one less
 if excess > 0 then trimmed = call('XTRIM', stream, 'MINID', '~', id(low_ms, low_seq), 'LIMIT', math.min(excess, limit)) end
 excess = excess - trimmed
 if excess > 0 and excess <= 200 and trimmed < limit then       -- less than a node of the stream: exactly
@@ -43,4 +47,9 @@ end
 local aged = math.max(now - tonumber(ARGV[2]), 0)
 if aged < low_ms then low_ms, low_seq = aged, 0 end
 if trimmed < limit then trimmed = trimmed + call('XTRIM', stream, 'MINID', '~', id(low_ms, low_seq), 'LIMIT', limit - trimmed) end
+if extra > 0 and trimmed > 0 then
+  local first = call('XRANGE', stream, '-', '+', 'COUNT', 1)[1]
+  if not first then call('HSET', KEYS[3], 'gone', extra)
+  elseif first[2][3] == 'events' and first[2][5] == 'before' then call('HSET', KEYS[3], 'gone', first[2][6]) end
+end
 return {trimmed, trimmed >= limit and 1 or 0}
