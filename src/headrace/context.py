@@ -26,8 +26,8 @@ class Destination(Protocol):
         """Makes an event as it will travel. Raises InvalidEvent."""
 
 
-class Surroundings(Protocol):
-    """What all events of one subscription share."""
+class Surroundings(Struct, frozen=True):
+    """What all calls of one handler share."""
 
     topic: str
     group: str

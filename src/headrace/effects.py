@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
+from msgspec import Struct
+
 from headrace import limits
 from headrace.backends.contract import Effect
 from headrace.errors import HandlerError, InvalidEvent
@@ -35,15 +37,13 @@ def _number(value: float) -> bytes:
     return repr(value).encode()
 
 
-class RedisEffects:
+class RedisEffects(Struct, eq=False):
     """Records writes; nothing is sent before the ack. There are no answers, because nothing has happened yet."""
 
-    __slots__ = ("_allowed", "_effects")
-
-    def __init__(self, effects: list[Effect], allowed: frozenset[str]) -> None:
-        """`effects` collects what is recorded; `allowed` is what the backend can do."""
-        self._effects = effects
-        self._allowed = allowed
+    _effects: list[Effect]
+    """Collects what is recorded."""
+    _allowed: frozenset[str]
+    """What the backend can do."""
 
     def _add(self, command: str, key: str | bytes, *arguments: bytes) -> None:
         if command not in self._allowed:

@@ -163,6 +163,35 @@ def test_a_handler_that_hangs_is_cancelled_and_its_event_retried() -> None:
     assert seen == [(1, True), (2, True)]
 
 
+def test_each_handler_of_a_group_has_its_own_deadline() -> None:
+    app = Headrace()
+    orders = app.topic("orders", Order | Paid)
+    handled: list[str] = []
+
+    @orders.subscribe("g", timeout_s=0.05, retry=Retry(attempts=1))
+    async def quick(order: Order, ctx: Context) -> None:
+        assert ctx.timeout_s == 0.05
+        if order.id == "hangs":
+            await asyncio.sleep(3600)
+        raise TimeoutError("its own")
+
+    @orders.subscribe("g", timeout_s=600)
+    async def patient(paid: Paid, ctx: Context) -> None:
+        assert ctx.timeout_s == 600
+        await asyncio.sleep(0.1)
+        handled.append(paid.order)
+
+    async def play() -> None:
+        async with app.testing() as t:
+            await orders.publish_many([Order("hangs"), Order("fails"), Paid("1")])
+            await t.drain()
+            reasons = sorted(letter.reason for letter in await t.dead(orders, "g"))
+            assert reasons == ["DeadlineExceeded: the handler ran longer than 0.05 s", "TimeoutError: its own"]
+
+    run(play())
+    assert handled == ["1"]
+
+
 def test_a_handler_that_swallows_its_cancellation_and_ends_is_handled_and_the_next_is_unharmed() -> None:
     app = Headrace()
     orders = app.topic("orders", Order)

@@ -74,7 +74,8 @@ class Delivery(Struct, gc=False, eq=False):
     @property
     def id(self) -> bytes:
         """The event's identity: its `id` attribute, else its place in the stream."""
-        return self.get(b"id") or self.token
+        fields = self.fields
+        return (fields[1] if fields and fields[0] == b"id" else self.get(b"id")) or self.token
 
 
 class Verdict(IntEnum):

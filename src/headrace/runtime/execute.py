@@ -8,7 +8,7 @@ from concurrent.futures import Executor as Threads
 from typing import Any
 
 from headrace.backends.contract import Delivery, Settled, Settlement, Verdict
-from headrace.context import Context
+from headrace.context import Context, Surroundings
 from headrace.errors import DeadlineExceeded, HandlerError, Undecodable
 from headrace.handler import Handler
 from headrace.observe import Observer
@@ -17,12 +17,11 @@ from headrace.topic import Group
 
 
 class Executor:
-    """The handlers of one group, ready to be called. Is the `Surroundings` of its contexts."""
+    """The handlers of one group, ready to be called."""
 
     def __init__(self, group: Group, effects: frozenset[str], threads: Threads, observer: Observer) -> None:
         """`effects`: what the backend can write with an ack. `threads`: where plain `def` handlers run."""
         self.topic, self.group = group.topic.name, group.name
-        self.effects = effects
         self.timeout_s: float | None = (
             max((h.timeout_s for h in group.handlers if h.timeout_s is not None), default=None)
             if all(h.timeout_s is not None for h in group.handlers)
@@ -40,7 +39,11 @@ class Executor:
             else None
         )
         self._by_type = {t: h for h in group.handlers for t in h.types}
-        self._calls = {h.name: self._call_of(h) for h in group.handlers}
+        self._calls = {h.name: self._limited(self._call_of(h), h.timeout_s) for h in group.handlers}
+        self._surroundings = {
+            h.name: Surroundings(self.topic, self.group, h.timeout_s, effects) for h in group.handlers
+        }
+        self._first = self._surroundings[group.handlers[0].name]
         self._only_call = self._calls[self._only.name] if self._only else None
         alone = self._only is not None and self._only.asynchronous and not self._only.with_context
         self._bare = self._only.function if alone and self._only else None
@@ -56,14 +59,14 @@ class Executor:
             if self._bare is not None:
                 await self._bare(event)
                 return delivery
-            call = self._only_call
+            call, surroundings = self._only_call, self._first
             if call is None:
                 handler = self._by_type.get(type(event))
                 if handler is None:
                     return delivery  # this group does not care for this type
                 retry = handler.retry
-                call = self._calls[handler.name]
-            ctx = Context(delivery, self, started)
+                call, surroundings = self._calls[handler.name], self._surroundings[handler.name]
+            ctx = Context(delivery, surroundings, started)
             await call(event, ctx)
         except GeneratorExit:
             raise
@@ -89,7 +92,7 @@ class Executor:
                 continue
             _, events, contexts = calls.setdefault(handler.name, (handler, [], []))
             events.append(event)
-            contexts.append(Context(delivery, self, started))
+            contexts.append(Context(delivery, self._surroundings[handler.name], started))
         for handler, events, contexts in calls.values():
             settled += await self._call_batch(handler, events, contexts)
         return settled
@@ -136,6 +139,25 @@ class Executor:
         if isinstance(error, SystemExit):
             return HandlerError(f"the handler called sys.exit({error.code!r})")
         return error
+
+    def _limited(
+        self, call: Callable[[Any, Any], Awaitable[Any]], timeout_s: float | None
+    ) -> Callable[[Any, Any], Awaitable[Any]]:
+        """The call with a deadline of its own, if it is sooner than that of the group, which the pump keeps."""
+        if timeout_s is None or timeout_s == self.timeout_s:
+            return call
+
+        async def limited(event: Any, ctx: Any) -> None:
+            limit = asyncio.timeout(timeout_s)
+            try:
+                async with limit:
+                    await call(event, ctx)
+            except TimeoutError as e:
+                if not limit.expired():
+                    raise  # the handler's own
+                raise DeadlineExceeded(f"the handler ran longer than {timeout_s} s") from e
+
+        return limited
 
     def _call_of(self, handler: Handler) -> Callable[[Any, Any], Awaitable[Any]]:
         """A uniform way to call a handler, chosen once."""

@@ -22,6 +22,8 @@ from headrace.observe import Observer
 from headrace.runtime.execute import DEADLINE, Executor
 
 log = logging.getLogger("headrace")
+_TURN_S = 0.002
+"""After handlers that never wait have had the event loop for this long, everyone else gets a turn: other groups, publishers, timers."""
 _STOCK_S = 0.1
 """A read brings about what is handled in this time: enough to hide the read behind the handling, not more than others might take."""
 
@@ -67,6 +69,9 @@ class Pump:
         self._lanes: set[Lane] = set()
         self._room = asyncio.Event()
         self._uncommitted = 0
+        self._uncommitted_max = max(4 * limits.read_records_max, 2 * lanes * executor.batch)
+        self._turn_ends = 0.0
+        self._turn: asyncio.Future[None] | None = None
         self._rate = 0.0
         self._commits: set[asyncio.Task[None]] = set()
         self._watcher: asyncio.Task[None] | None = None
@@ -134,7 +139,7 @@ class Pump:
 
     async def _wait_for_room(self) -> None:
         """One batch is being handled, one may wait behind it; and what is under way has a bound."""
-        while not self._stopping and (len(self._queue) > 1 or self._uncommitted >= 4 * limits.read_records_max):
+        while not self._stopping and (len(self._queue) > 1 or self._uncommitted >= self._uncommitted_max):
             self._room.clear()
             await self._room.wait()
 
@@ -166,6 +171,8 @@ class Pump:
                 future = self._loop.create_future()
                 self._idle.append(future)
                 await future
+                if self._turn is None:  # everyone else has just had a turn
+                    self._turn_ends = clock() + _TURN_S
             work = queue[0]
             if not work.began:
                 work.began = clock()
@@ -173,8 +180,10 @@ class Pump:
             lane.work = work
             if single:
                 for delivery in work.unstarted:
+                    if (started := clock()) > self._turn_ends:
+                        started = await self._next_turn()
+                    lane.started = started
                     lane.deliveries = (delivery,)
-                    lane.started = started = clock()
                     settled = await execute(delivery, started)
                     if lane.abandoned:
                         return
@@ -192,14 +201,29 @@ class Pump:
             if not work.waiting and work.settled:
                 self._commit(work)
 
+    async def _next_turn(self) -> float:
+        """Returns the time, at once or when this pump's turn has come. All its lanes share the turn, so that more lanes are not more time."""
+        while (now := self._loop.time()) > self._turn_ends:
+            if self._turn is not None:
+                await asyncio.shield(self._turn)
+                continue
+            self._turn = self._loop.create_future()
+            try:
+                await asyncio.sleep(0)
+            finally:
+                self._turn.set_result(None)
+                self._turn = None
+                self._turn_ends = self._loop.time() + _TURN_S
+        return now
+
     async def _run_batches(self, lane: Lane, work: Work) -> None:
         size = self._executor.batch
         for delivery in work.unstarted:
+            lane.started = await self._next_turn()
             lane.deliveries = chunk = [delivery]
             if delivery.attempt == 1:  # what failed before is handled alone, so that it cannot fail others again
                 while len(chunk) < size and (more := next(work.unstarted, None)) is not None:
                     chunk.append(more)
-            lane.started = self._loop.time()
             settled = await self._executor.execute_batch(chunk, lane.started)
             if lane.abandoned:
                 return

@@ -15,54 +15,7 @@ _FIRST_PLACE = 6
 """Where the keys that writes name begin; the five before them are fixed."""
 
 
-class Places:
-    """The keys that the writes of one commit name by their place among KEYS."""
-
-    def __init__(self) -> None:
-        """None yet."""
-        self.keys: list[bytes] = []
-        self._effects: dict[bytes, int] = {}
-        self._routes: dict[str, int] = {}
-
-    def of_effect(self, key: bytes) -> int:
-        """The place of an effect's key."""
-        place = self._effects.get(key)
-        if place is None:
-            place = self._effects[key] = _FIRST_PLACE + len(self.keys)
-            self.keys.append(key)
-        return place
-
-    def of_route(self, route: Route) -> int:
-        """The place of a topic's stream; its delayed, ids and packed follow."""
-        place = self._routes.get(route.topic)
-        if place is None:
-            place = self._routes[route.topic] = _FIRST_PLACE + len(self.keys)
-            own = keys.partition(route.topic)
-            self.keys += (own.stream, own.delayed, own.ids, own.packed)
-        return place
-
-
-def writes(settlement: Settlement, group: str, places: Places) -> list[bytes]:
-    """The writes of one settlement, in the order in which they are applied."""
-    out: list[bytes] = []
-    delivery, verdict = settlement.delivery, settlement.verdict
-    for effect in settlement.effects:
-        out += (b"E", b"%d" % places.of_effect(effect[1]), b"%d" % (len(effect) - 2), effect[0], *effect[2:])
-    for n, (route, record) in enumerate(settlement.outputs):
-        fields = fields_of(record, derived_id(delivery, group, n))
-        head = (b"O", b"%d" % places.of_route(route), b"%d" % route.cap_events, b"%d" % int(route.id_window_s * 1000))
-        out += (*head, record.id or b"", due(record), b"%d" % len(fields), *fields)
-    if verdict is Verdict.RETRY:
-        fields = copy_of(delivery.token, delivery.fields, delivery.attempt + 1, settlement.reason)
-        out += (b"Z", b"%d" % settlement.delay_ms, b"%d" % len(fields), *fields)
-    elif verdict is Verdict.DEAD:
-        fields = copy_of(delivery.token, delivery.fields, delivery.attempt, settlement.reason)
-        out += (b"D", b"%d" % len(fields), *fields)
-    elif verdict is Verdict.RETURN:
-        fields = copy_of(delivery.token, delivery.fields, delivery.attempt)
-        out += (b"B", b"%d" % len(fields), *fields)
-    return out
-
+_NUMBERS = [b"%d" % n for n in range(256)]
 
 Rich = Settlement | Pack
 """An entry that is not just acknowledged: it has writes, or carries several events."""
@@ -78,27 +31,84 @@ def token(entry: Delivery | Rich) -> bytes:
     return entry.delivery.token if isinstance(entry, Settlement) else entry.token
 
 
-def _words(rich: Rich, group: str, places: Places) -> list[bytes]:
-    """How many of its events are handled, how many there are, number of words, writes."""
-    if isinstance(rich, Settlement):
-        own = writes(rich, group, places)
-        return [b"1" if rich.verdict is Verdict.HANDLED else b"0", b"1", b"%d" % len(own), *own]
-    handled, own = 0, list[bytes]()
-    for one in rich.settled.values():
-        if isinstance(one, Settlement):
-            handled += one.verdict is Verdict.HANDLED
-            own += writes(one, group, places)
-        else:
-            handled += 1
-    return [b"%d" % handled, b"%d" % len(rich.settled), b"%d" % len(own), *own]
+class Writes:
+    """The writes of one call: words for ARGV, and the keys that they name by their place among KEYS."""
+
+    def __init__(self, group: str) -> None:
+        """None yet."""
+        self.group = group
+        self.keys: list[bytes] = []
+        self.words: list[bytes] = []
+        self.size = 0
+        """Bytes of what they carry, about."""
+        self._effects: dict[bytes, bytes] = {}
+        self._routes: dict[str, tuple[bytes, ...]] = {}
+
+    def add(self, rich: Rich) -> None:
+        """An entry: how many of its events are handled, how many there are, number of words, its writes in the order of their making."""
+        words, start, handled = self.words, len(self.words), 0
+        words += (b"1", b"1", b"")
+        settled = (rich,) if isinstance(rich, Settlement) else rich.settled.values()
+        for one in settled:
+            if isinstance(one, Settlement):
+                self._add_writes(one)
+                handled += one.verdict is Verdict.HANDLED
+            else:
+                handled += 1
+        words[start] = _number(handled)
+        words[start + 1] = _number(len(settled))
+        words[start + 2] = _number(len(words) - start - 3)
+
+    def _add_writes(self, settlement: Settlement) -> None:
+        words, delivery = self.words, settlement.delivery
+        for effect in settlement.effects:
+            place = self._effects.get(effect[1]) or self._place_effect(effect[1])
+            words += (b"E", place, _number(len(effect) - 2), effect[0], *effect[2:])
+            self.size += sum(map(len, effect))
+        for n, (route, record) in enumerate(settlement.outputs):
+            head = self._routes.get(route.topic) or self._place_route(route)
+            fields = fields_of(record, derived_id(delivery, self.group, n))
+            words += (*head, record.id or b"", due(record), _number(len(fields)), *fields)
+            self.size += sum(map(len, fields))
+        if settlement.verdict is Verdict.RETRY:
+            self._add_copy(settlement, 1, b"Z", _number(settlement.delay_ms))
+        elif settlement.verdict is Verdict.DEAD:
+            self._add_copy(settlement, 0, b"D")
+        elif settlement.verdict is Verdict.RETURN:
+            self._add_copy(settlement, 0, b"B")
+
+    def _add_copy(self, settlement: Settlement, attempts: int, *head: bytes) -> None:
+        delivery = settlement.delivery
+        fields = copy_of(delivery.token, delivery.fields, delivery.attempt + attempts, settlement.reason)
+        self.words += (*head, _number(len(fields)), *fields)
+        self.size += sum(map(len, fields))
+
+    def _place_effect(self, key: bytes) -> bytes:
+        place = self._effects[key] = _number(_FIRST_PLACE + len(self.keys))
+        self.keys.append(key)
+        return place
+
+    def _place_route(self, route: Route) -> tuple[bytes, ...]:
+        """The first words of an output: the place of the topic's stream (its delayed, ids and packed follow), cap and window."""
+        place, own = _number(_FIRST_PLACE + len(self.keys)), keys.partition(route.topic)
+        head = (b"O", place, _number(route.cap_events), _number(int(route.id_window_s * 1000)))
+        self._routes[route.topic] = head
+        self.keys += (own.stream, own.delayed, own.ids, own.packed)
+        return head
+
+
+def _number(n: int) -> bytes:
+    return _NUMBERS[n] if n < len(_NUMBERS) else b"%d" % n
 
 
 def at_fault(pack: Pack, group: str, place: int) -> bytes:
     """The token of the event of a packed entry whose writes hold the word at `place` (from 0) of all its writes."""
-    places, end = Places(), 0
+    end = 0
     for name, one in pack.settled.items():
         if isinstance(one, Settlement):
-            end += len(writes(one, group, places))
+            own = Writes(group)
+            own.add(one)
+            end += len(own.words) - 3
             if place < end:
                 return name
     raise AssertionError(f"no write at {place} of {end} words")
@@ -110,13 +120,11 @@ def calls(
     """Splits a batch into calls of about `limits.batch_bytes_max` of writes: (plain, rich, further KEYS, words of the writes)."""
     start = 0
     while start < len(rich):
-        places, words, size, end = Places(), list[bytes](), 0, start
-        while end < len(rich) and size < limits.batch_bytes_max:
-            own = _words(rich[end], group, places)
-            words += own
-            size += sum([len(w) for w in own])
+        writes, end = Writes(group), start
+        while end < len(rich) and writes.size < limits.batch_bytes_max:
+            writes.add(rich[end])
             end += 1
-        yield plain, rich[start:end], places.keys, words
+        yield plain, rich[start:end], writes.keys, writes.words
         plain, start = (), end
     if plain:
         yield plain, (), [], []

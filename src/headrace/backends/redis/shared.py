@@ -12,7 +12,7 @@ import contextlib
 import logging
 from collections import deque
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 from headrace import limits
 from headrace.backends.contract import Delivery, Settled, Settlement, Subscription, Unsettled, Verdict
@@ -26,6 +26,8 @@ from headrace.backends.redis.slots import Slot
 from headrace.errors import BackendError, Closed, NotConnected, Refused
 
 log = logging.getLogger("headrace.redis")
+_SAMPLE: Final = 8
+"""Every so manieth entry of a read is measured, to judge how many make `read_bytes`."""
 
 
 class SharedFeed:
@@ -162,8 +164,8 @@ class SharedFeed:
         if not reply:
             self._free.append(slot)
             return
-        largest = max([len(value) for _, entries in reply for value in (entries[0][1][-1], entries[-1][1][-1])])
-        self._fit = max(self._sub.read_bytes // (largest + 1), 1)
+        sizes = [len(fields[-1]) for _, entries in reply for _, fields in entries[::_SAMPLE]]
+        self._fit = max(self._sub.read_bytes * len(sizes) // (sum(sizes) + 1), 1)
         for stream, entries in reply:
             events = (slot.main if stream == self._own.stream else slot.retry).receive(entries)
             self._packed = -(-len(events) // len(entries))

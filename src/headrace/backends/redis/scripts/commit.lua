@@ -39,9 +39,14 @@ local function kind_of(place)
   if not kind then kind = call('TYPE', KEYS[place]).ok; kinds[place] = kind end
   return kind
 end
+local function known_of(place)
+  local known = numbers[place]
+  if not known then known = {}; numbers[place] = known end
+  return known
+end
 local function check_number(command, place, field, by)
-  local slot = place .. '\0' .. (field or '')
-  local value = numbers[slot]
+  local known = known_of(place)
+  local value = known[field or '']
   if value == nil then
     if kind_of(place) == 'none' then value = 0
     elseif field then value = call('HGET', KEYS[place], field) or 0
@@ -55,7 +60,7 @@ local function check_number(command, place, field, by)
   value = value + tonumber(by)
   if INTEGER[command] and (value > 9.2e18 or value < -9.2e18) then return KEYS[place] .. ' ' .. (field or '') .. ' would overflow' end
   if value ~= value or value == math.huge or value == -math.huge then return KEYS[place] .. ' would not be a number' end
-  numbers[slot] = value
+  known[field or ''] = value
 end
 local function check_effect(place, command, from, to)
   local spec, count = SPECS[command], to - from + 1
@@ -76,7 +81,7 @@ local function check_effect(place, command, from, to)
     if command == 'DEL' then kinds[place] = 'none'; numbers = {} end
     if command == 'SET' or (command == 'SETNX' and kind == 'none') then
       kinds[place] = 'string'
-      numbers[place .. '\0'] = ARGV[from]
+      known_of(place)[''] = ARGV[from]
     end
     return
   end
@@ -85,7 +90,7 @@ local function check_effect(place, command, from, to)
     local field = want == 'hash' and ARGV[from] or nil
     local why = check_number(command, place, field, ARGV[to])
     if why then return why end
-  elseif command == 'HSET' then for i = from, to, 2 do numbers[place .. '\0' .. ARGV[i]] = ARGV[i + 1] end
+  elseif command == 'HSET' then for i = from, to, 2 do known_of(place)[ARGV[i]] = ARGV[i + 1] end
   elseif command == 'HDEL' or command == 'APPEND' or command == 'HSETNX' then numbers = {} end
   kinds[place] = want
 end
