@@ -84,7 +84,7 @@ class Codec:
     def encode(self, event: Any) -> tuple[bytes, bytes]:
         """(type name, body). Raises InvalidEvent for an event of another type."""
         f = self._only or self._by_name.get(type(event).__name__.encode())
-        if f is None or not f.check(event):
+        if f is None or not (type(event) is f.cls or f.check(event)):
             expected = " or ".join(t.__name__ if isinstance(t, type) else str(t) for t in self.types)
             raise InvalidEvent(f"expected an event of type {expected}, got {type(event).__name__}: {event!r:.200}")
         try:

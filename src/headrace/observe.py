@@ -54,6 +54,6 @@ class LogObserver:
             "if so make it a plain `def`, which runs in a thread, or await",
             topic,
             group,
-            handler,
             seconds,
+            handler,
         )

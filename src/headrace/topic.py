@@ -128,18 +128,16 @@ class Topic(Generic[T]):
         An event that cannot be sent raises InvalidEvent after those before it were published.
         """
         sender = _Sender(self._app.backend(), self.route)
-        count = 0
+        add, record = sender.add, self.record
         try:
             if isinstance(events, AsyncIterable):
                 async for event in events:
-                    if sender.add(self.record(event)):
+                    if add(record(event)):
                         await sender.send()
-                    count += 1
             else:
                 for event in events:
-                    if sender.add(self.record(event)):
+                    if add(record(event)):
                         await sender.send()
-                    count += 1
         except asyncio.CancelledError:
             sender.cancel()
             raise
@@ -148,7 +146,7 @@ class Topic(Generic[T]):
                 await sender.finish()
             raise
         await sender.finish()
-        return count
+        return sender.sent
 
     def subscribe(
         self,
@@ -192,6 +190,9 @@ class Topic(Generic[T]):
         return declare
 
 
+_RECORDS, _BYTES = limits.publish_records, limits.batch_bytes_max
+
+
 class _Sender:
     """Keeps a bounded number of records under way: while some travel, the next ones are gathered."""
 
@@ -200,18 +201,22 @@ class _Sender:
         self._records: list[Record] = []
         self._bytes = 0
         self._flying: deque[asyncio.Task[None]] = deque()
+        self.sent = 0
+        """How many set out so far."""
 
     def add(self, record: Record) -> bool:
         """Takes a record; True: enough have gathered, call `send`."""
-        self._records.append(record)
-        self._bytes += len(record.body)
-        return len(self._records) >= limits.publish_records or self._bytes >= limits.batch_bytes_max
+        records = self._records
+        records.append(record)
+        self._bytes = size = self._bytes + len(record.body)
+        return len(records) >= _RECORDS or size >= _BYTES
 
     async def send(self) -> None:
         """Sends what has gathered, once few enough are under way."""
         records, self._records, self._bytes = self._records, [], 0
         while len(self._flying) > limits.publish_window:
             await self._flying.popleft()
+        self.sent += len(records)
         self._flying.append(asyncio.ensure_future(self._backend.publish(self._route, records)))
         await asyncio.sleep(0)  # it sets out now, and what has arrived is noticed
 

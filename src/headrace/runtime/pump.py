@@ -278,6 +278,9 @@ class Pump:
             except (NotConnected, Overloaded) as e:
                 await self._backoff.wait(e)
                 continue
+            except Closed:
+                self._done(len(settled))  # the feed hands back what it holds when it is closed
+                return
             except BackendError as e:
                 log.error(
                     "group %s of topic %s cannot settle %d events: %s",
