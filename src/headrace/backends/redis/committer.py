@@ -85,10 +85,9 @@ class Committer:
         """Settles packed entries of which some events were given to commit; the others are handed back. Raises as commit does."""
         await self.commit(
             [
-                Settlement(d, Verdict.RETURN)
+                batch.settled.get(d.token) or Settlement(d, Verdict.RETURN)
                 for batch in self._begun
                 for d in batch.deliveries
-                if d.token not in batch.settled
             ]
         )
 
