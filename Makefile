@@ -28,9 +28,9 @@ check: $(STAMP) ## lint, format, types
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
-bench: $(STAMP) ## rates and latencies, with yardsticks beside them (QUICK=1: a minute)
+bench: $(STAMP) ## what it costs, with yardsticks beside it (QUICK=1: a minute; PEERS="faststream taskiq dramatiq")
 	@bash tools/servers.sh
-	@$(BIN)/python -m bench $(if $(QUICK),--quick) $(ARGS)
+	@$(BIN)/python -m bench $(if $(QUICK),--quick) $(if $(PEERS),--peers "$(PEERS)") $(ARGS)
 
 clean: ## removes what was installed or cached
 	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache dist

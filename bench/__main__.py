@@ -1,174 +1,176 @@
-"""Runs every stage in a process of its own on fresh servers, alternating, and prints a Markdown table of medians.
+"""Runs every stage in processes of its own on fresh servers, alternating, and prints Markdown.
 
-python -m bench [--quick] [--write]        about 6 minutes; --quick about 1; --write puts it into docs/reference/performance.md
+python -m bench [--quick] [--peers "faststream taskiq dramatiq"] [--write] [--json FILE] [--only REGEX]
+About 10 minutes; --quick about 1. --write puts the report into docs/reference/performance.md.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
-import statistics
+import re
 import subprocess
 import sys
-import time
-from datetime import UTC, datetime
+from collections.abc import Sequence
 from pathlib import Path
 
+from bench import peers, report, stages
+from bench.event import Figures
 from bench.server import Server
-from headrace.version import VERSION
+from bench.stages import Stage
 
 PAGE = Path(__file__).parent.parent / "docs" / "reference" / "performance.md"
-FSYNC = {"always": "durability `fsync`", "everysec": "durability `relaxed`"}
+SETTINGS = {"always": "durability `fsync`", "everysec": "durability `relaxed`"}
 
 
-def stage(name: str, count: int, server: Server) -> dict[str, float]:
-    """One measured process; its figures, and the server's CPU per event. Raises CalledProcessError if it fails."""
-    before = server.cpu_s()
-    environment = {**os.environ, "HEADRACE_URL": server.url}
-    out = subprocess.run(
-        [sys.executable, "-m", "bench.work", name, str(count)],
-        env=environment,
-        check=True,
-        capture_output=True,
-        text=True,
-    )
-    figures: dict[str, float] = json.loads(out.stdout.splitlines()[-1])
-    if figures.get("twice") or figures.get("left"):
-        raise SystemExit(f"{name}: not exact: {figures}")
-    figures["server_us"] = (server.cpu_s() - before) / count * 1e6
-    return figures
+class Bench:
+    """One run of the benchmark."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self._args = args
+        self._only = re.compile(args.only)
+        self.count, self.repeat = (50_000, 1) if args.quick else (200_000, 3)
+        self.found: dict[str, report.Rounds] = {}
+        """By server and setting."""
+        self.one: Figures = {}
+        """Figures that there is one of."""
+        self.missing: list[str] = []
+
+    def rounds(self, name: str, kind: str, fsync: str, of: Sequence[Stage], repeat: int | None = None) -> report.Rounds:
+        """Every stage once a round, one after the other. Empty if there is no such server."""
+        rounds = self.found.setdefault(name, {})
+        of = [s for s in of if self._only.search(s.name)]
+        for turn in range(repeat or self.repeat):
+            for stage in of:
+                _say(f"{name}, round {turn + 1}: {stage.name}")
+                together = stage.name.startswith("together")
+                run = stages.run_together if together else stages.run
+                try:
+                    figures = run(stage, kind, fsync, self.count)
+                except FileNotFoundError:
+                    self.missing.append(f"NOT RUN: {kind}-server is not installed")
+                    return rounds
+                rounds.setdefault(stage.name, []).append(figures)
+        return rounds
+
+    def sections(self) -> list[str]:
+        """Everything, as Markdown."""
+        every = (*stages.PUBLISH, *stages.CONSUME, *stages.TOGETHER, stages.LATENCY)
+        quick = self._args.quick
+        modes = [("valkey", "always"), ("valkey", "everysec"), ("redis", "always")]
+        out = []
+        for kind, fsync in modes[:1] if quick else modes:
+            rounds = self.rounds(f"{kind} {fsync}", kind, fsync, every)
+            if rounds:
+                out.append(report.server_section(_title(kind, fsync), rounds))
+        out += self._by_size() + self._by_backlog() + self._memory() + self._peers()
+        return out
+
+    def _by_size(self) -> list[str]:
+        if self._args.quick:
+            return []
+        rounds = self.rounds("payloads", "valkey", "everysec", stages.PAYLOADS, 1)
+        return ["## Size of events (everysec)", report.payloads(rounds)] if rounds else []
+
+    def _by_backlog(self) -> list[str]:
+        quick = self._args.quick
+        of = (
+            stages.backlogs(20_000, (200_000,), 100_000)
+            if quick
+            else stages.backlogs(200_000, (1_000_000, 5_000_000), 1_000_000)
+        )
+        rounds = self.rounds("backlog", "valkey", "everysec", of, 1 if quick else 2)
+        if len(rounds) < len(of):
+            return []
+        base = report.median(rounds[of[0].name], "rate")
+        self.one["backlog"] = report.median(rounds[of[-2].name], "rate") / base
+        self.one["pending"] = report.median(rounds["pending"], "rate") / base
+        return ["## What waits (everysec)", report.backlog(of, rounds)]
+
+    def _memory(self) -> list[str]:
+        of = stages.memory((1, 1_000) if self._args.quick else (1, 1_000, 100_000))
+        rounds = self.rounds("memory", "valkey", "everysec", of, 1)
+        if len(rounds) < len(of):
+            return []
+        sizes = self.found.get("valkey always", {})
+        entries = [
+            f"{name}: {sizes[name][0]['bytes_per_event']:.0f} bytes of server memory per event of 150 bytes."
+            for name in ("publish_many", "publish_packed")
+            if name in sizes
+        ]
+        return ["## Memory", report.memory(of, rounds), " ".join(entries)]
+
+    def _peers(self) -> list[str]:
+        found: dict[str, tuple[str, Figures, Figures]] = {}
+        absent: dict[str, str] = {}
+        for name in self._args.peers.split():
+            _say(f"peer {name}")
+            try:
+                peer = peers.prepare(name)
+                found[name] = (peer.title, *peers.measure(peer, "valkey", "everysec", quick=self._args.quick))
+            except KeyError:
+                absent[name] = f"unknown; there are {', '.join(peers.PROGRAMS)}"
+            except subprocess.SubprocessError as e:
+                absent[name] = str(getattr(e, "stderr", "") or e).strip().splitlines()[-1]
+        if not found and not absent:
+            return []
+        if found:
+            self.one["peer"] = max(consume["rate"] for _, _, consume in found.values())
+        return ["## Other libraries (everysec)", report.peers(found, absent)]
+
+    def idle(self) -> str:
+        """What a worker costs that has nothing to do, and how long the command line takes to start."""
+        self.one["start_ms"] = report.start_ms()
+        seconds = 5 if self._args.quick else 30
+        self.one |= stages.run(Stage("idle", "idle", f"programs idle {seconds}"), "valkey", "always", seconds)
+        return (
+            f"Idle worker: {self.one['sent_per_s']:.1f} commands/s sent, {self.one['commands_per_s']:.1f} with those inside scripts, "
+            f"{self.one['cpu_percent']:.1f} % of a core. `headrace --version`: {self.one['start_ms']:.0f} ms."
+        )
 
 
-def pending(server: Server) -> None:
-    """Raises SystemExit unless everything is settled."""
-    for info in server.client.xinfo_groups("orders"):
-        if info["pending"] or info.get("lag"):
-            raise SystemExit(f"not everything was settled: {info}")
-
-
-def measure(kind: str, fsync: str, count: int) -> dict[str, dict[str, float]]:
-    """One round of all stages that have a rate."""
-    results = {}
-    for name in ("wire", "redis_py"):
-        with Server(kind, fsync) as server:
-            results[name] = stage(name, count if name == "wire" else count // 4, server)
-    for name in ("consume", "consume_effect", "consume_output"):
-        with Server(kind, fsync) as server:
-            results["publish_many"] = stage("publish_many", count, server)
-            results[name] = stage(name, count, server)
-            pending(server)
+def _title(kind: str, fsync: str) -> str:
     with Server(kind, fsync) as server:
-        results["publish_each"] = stage("publish_each", count // 2, server)
-    with Server(kind, fsync) as server:
-        results["latency"] = stage("latency", 1_000, server)
-        pending(server)
-    return results
+        return f"{server.version()} ({server.allocator} allocator), `appendfsync {fsync}` ({SETTINGS[fsync]})"
 
 
-def start_ms() -> float:
-    """Median wall time of `headrace --version`."""
-    times = []
-    for _ in range(7):
-        began = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "headrace", "--version"], check=True, capture_output=True)
-        times.append((time.perf_counter() - began) * 1e3)
-    return statistics.median(times)
-
-
-def say(text: str) -> None:
+def _say(text: str) -> None:
     """Progress, on a terminal only."""
     if sys.stderr.isatty():
         print(text, file=sys.stderr, flush=True)
 
 
-def row(label: str, figures: list[dict[str, float]], rate: str = "rate") -> str:
-    """Median and spread of one stage over the rounds."""
-    rates = [f[rate] for f in figures]
-    middle = statistics.median(rates)
-    spread = (max(rates) - min(rates)) / middle / 2 * 100
-    cpu = statistics.median(f["cpu_us"] for f in figures) if "cpu_us" in figures[0] and rate == "rate" else None
-    server = statistics.median(f["server_us"] for f in figures) if rate == "rate" and label[0] != "p" else None
-    tail = " | ".join("" if c is None else f"{c:.1f}" for c in (cpu, server))
-    return f"| {label} | {middle:,.0f} | ±{spread:.0f} % | {tail} |"
-
-
-def table(kind: str, version: str, fsync: str, rounds: list[dict[str, dict[str, float]]]) -> str:
-    """One server at one level."""
-    by = {name: [r[name] for r in rounds] for name in rounds[0]}
-    lines = [
-        f"## {version}, `appendfsync {fsync}` ({FSYNC[fsync]})",
-        "",
-        "| | events/s | spread | client µs | server µs |",
-        "|---|---:|---:|---:|---:|",
-    ]
-    lines += [
-        row("publish: packed commands, no semantics", by["wire"], "publish_rate"),
-        row("publish: redis-py pipeline, no semantics", by["redis_py"], "publish_rate"),
-        row("**headrace `publish_many`**", by["publish_many"]),
-        row("**headrace `publish`, 1,000 callers**", by["publish_each"]),
-        row("consume: packed commands, no decode, no handler", by["wire"]),
-        row("consume: redis-py loop", by["redis_py"]),
-        row("**headrace, a handler call per event**", by["consume"]),
-        row("**… with a HINCRBY in the same commit**", by["consume_effect"]),
-        row("**… with an event published in the same commit**", by["consume_output"]),
-    ]
-    p50, p99 = (statistics.median(f[k] for f in by["latency"]) for k in ("p50_ms", "p99_ms"))
-    return "\n".join(
-        [
-            *lines,
-            "",
-            f"Latency at 200 events/s, `publish()` called to handler entered: p50 {p50:.2f} ms, p99 {p99:.2f} ms.",
-        ]
-    )
-
-
-def main() -> None:
+def main() -> int:
     """Measures and prints."""
-    parser = argparse.ArgumentParser(prog="bench", description=__doc__)
-    parser.add_argument("--quick", action="store_true")
+    parser = argparse.ArgumentParser(prog="bench", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="one round of fewer events, one server")
+    parser.add_argument("--peers", default="", metavar="NAMES", help=f"of {', '.join(peers.PROGRAMS)}")
     parser.add_argument("--write", action="store_true", help=f"write {PAGE.name}")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure of every round")
+    parser.add_argument("--only", default="", metavar="REGEX", help="only stages whose name matches")
     args = parser.parse_args()
-    count, repeat = (50_000, 1) if args.quick else (200_000, 3)
-    modes = (
-        [("valkey", "always")] if args.quick else [("valkey", "always"), ("valkey", "everysec"), ("redis", "always")]
+    bench = Bench(args)
+    try:
+        quiet = bench.idle() if not args.only else ""
+        sections = bench.sections()
+    except stages.NotExact as e:
+        print(f"NOT EXACT: {e}", file=sys.stderr)
+        return 1
+    always, everysec = (bench.found.get(f"valkey {fsync}", {}) for fsync in ("always", "everysec"))
+    table = report.goal_table(report.goals(always, everysec, bench.one))
+    text = "\n\n".join(
+        part
+        for part in (report.head(bench.count, bench.repeat), "## Goals", table, quiet, *sections, *bench.missing)
+        if part
     )
-    pieces: list[str] = []
-    missing: list[str] = []
-    for kind, fsync in modes:
-        try:
-            with Server(kind, fsync) as server:
-                version = f"{server.version()} ({server.allocator} allocator)"
-                quiet = stage("idle", 10, server)["commands_per_s"] if not pieces else None
-        except FileNotFoundError:
-            missing.append(f"NOT RUN: {kind}-server is not installed")
-            continue
-        if quiet is not None:
-            pieces.append(
-                f"Idle worker: {quiet:.1f} commands/s, those inside scripts included. `headrace --version`: {start_ms():.0f} ms."
-            )
-        rounds = []
-        for i in range(repeat):
-            say(f"{version}, {fsync}: round {i + 1} of {repeat}")
-            rounds.append(measure(kind, fsync, count))
-        pieces.append(table(kind, version, fsync, rounds))
-    head = (
-        f"headrace {VERSION}, {datetime.now(UTC):%Y-%m-%d}, {os.cpu_count()} cores ({platform.machine()}), Python {platform.python_version()}, "
-        f"{count:,} events of 150 bytes, {repeat} rounds; medians, spread is half of (max - min).\n"
-        "Client and server share the cores. Every run was checked: each event handled once, nothing pending."
-    )
-    report = "\n\n".join([head, *pieces, *missing])
-    print(report)
+    print(text)
+    if args.json:
+        args.json.write_text(json.dumps({"rounds": bench.found, "one": bench.one}, indent=1), encoding="utf-8")
     if args.write:
-        PAGE.write_text(
-            f"# Performance\n\nMeasured by `make bench`; this page is what it wrote last.\n{READING}\n\n{report}\n",
-            encoding="utf-8",
-        )
+        intro = "# Performance\n\nMeasured by `make bench`; this page is what it wrote last."
+        PAGE.write_text(f"{intro}\n{report.READING}\n\n{text}\n", encoding="utf-8")
+    return 0
 
-
-READING = """Read ratios rather than absolute rates: machines differ, and shared ones drift.
-The rows without semantics show what the server and the wire can do; they deduplicate nothing, recover nothing and call no handler (packed commands) or no typed one (redis-py)."""
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
