@@ -12,7 +12,6 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, Final
 
 import hiredis
@@ -25,8 +24,9 @@ from headrace.backends.redis import keys
 from headrace.backends.redis.client import load_scripts
 from headrace.backends.redis.inspect import _netstrings
 from headrace.backends.redis.publish import words
+from headrace.backends.redis.record_batch import unpacked
 from headrace.backends.redis.settle import calls
-from headrace.context import Context
+from headrace.context import Context, Surroundings
 from tests.servers import Server, require
 
 GOLDEN: Final = Path(__file__).parents[1] / "golden"
@@ -117,16 +117,16 @@ def test_scripts_answer_as_written(shared: Server, script: str, case: Case) -> N
 
 
 NAMED: Final[dict[str, Callable[[keys.PartitionKeys, keys.GroupKeys], tuple[bytes, ...]]]] = {
-    "publish": lambda p, g: (p.stream, p.producer(b"p1"), p.delayed, p.ids),
-    "join": lambda p, g: (p.stream, g.retry, g.record, g.workers, g.dead, g.delayed),
+    "publish": lambda p, g: (p.stream, p.producer(b"p1"), p.delayed, p.ids, p.packed),
+    "join": lambda p, g: (p.stream, g.retry, g.record, g.workers, g.dead, g.delayed, p.packed),
     "commit": lambda p, g: (g.retry, g.record, g.dead, g.delayed),
     "tend": lambda p, g: (p.stream, p.delayed, g.retry, g.delayed, g.workers),
     "claim": lambda p, g: (p.stream, g.retry, g.workers),
-    "leave": lambda p, g: (p.stream, g.retry, g.workers),
-    "trim": lambda p, g: (p.stream, g.record),
-    "ledger": lambda p, g: (p.stream, g.record, g.retry, p.delayed, g.delayed, g.dead, g.workers),
+    "leave": lambda p, g: (p.stream, g.retry, g.workers, g.record),
+    "trim": lambda p, g: (p.stream, g.record, p.packed),
+    "ledger": lambda p, g: (p.stream, g.record, g.retry, p.delayed, g.delayed, g.dead, g.workers, p.packed),
     "move": lambda p, g: (g.retry, g.record),
-    "seek": lambda p, g: (p.stream, g.record, g.retry, g.dead, g.delayed),
+    "seek": lambda p, g: (p.stream, g.record, g.retry, g.dead, g.delayed, p.packed),
 }
 """The keys of every case but the first of `commit` and `move`, which is one of two streams."""
 
@@ -175,11 +175,11 @@ def settlement(given: dict[str, Any]) -> Settlement:
 def test_headrace_packs_batches_so(script: str, case: Case) -> None:
     records = [record(r) for r in case["given"]["records"]]
     argv = raw(case["argv"])
-    route = Route("orders")
+    route = Route("orders", packing=case["given"].get("packing", 1))
     assert argv[3:7] == [
         b"%d" % n for n in (len(records), route.cap_events, limits.producer_idle_s, int(route.id_window_s * 1000))
     ]
-    assert argv[7:] == words(records)
+    assert argv[7:] == words(records, route.packing)
 
 
 @pytest.mark.parametrize(("script", "case"), [c for c in cases("commit") if "given" in c.values[1]])
@@ -205,6 +205,16 @@ def test_delayed_records_are_netstrings(shared: Server, script: str, case: Case)
     assert got == fields
 
 
+@pytest.mark.parametrize(("script", "case"), cases("record_batch"))
+def test_packed_entries_are_read_so(script: str, case: Case) -> None:
+    got = unpacked(raw(case["token"]), raw(case["fields"]))
+    if case["events"] is None:
+        assert got is None, case["says"]
+        return
+    assert got is not None, case["says"]
+    assert [[place, list(fields)] for place, fields in zip(*got, strict=True)] == raw(case["events"])
+
+
 @pytest.mark.parametrize(("script", "case"), cases("entry"))
 def test_entries_are_read_and_copied_so(script: str, case: Case) -> None:
     if "copy" in case:
@@ -219,7 +229,7 @@ def test_entries_are_read_and_copied_so(script: str, case: Case) -> None:
         seen = case["seen"]
         fields = raw(case["read"]["fields"])
         got = Delivery(raw(case["read"]["token"]), fields, None, attempt_of(fields))
-        ctx = Context(got, SimpleNamespace(topic="orders", group="billing", timeout_s=None, effects=frozenset()), 0.0)
+        ctx = Context(got, Surroundings("orders", "billing", None, frozenset()), 0.0)
         assert (ctx.id, ctx.type, ctx.key, ctx.attempt, ctx.time.isoformat(), dict(ctx.headers), got.get(b"data")) == (
             seen["id"], seen["type"], seen["key"], seen["attempt"], seen["time"], seen["headers"], raw(seen["data"]),
         )  # fmt: skip
