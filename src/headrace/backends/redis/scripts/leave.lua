@@ -12,6 +12,7 @@ local function split(id, own)
   end
   local events = {}
   for n, size in ipairs(sizes) do
+    assert(size >= 0 and size % 1 == 0)
     local fields = {'id', stem .. string.format('%d', first + n - 1)}
     for i = 7, constant do fields[i - 4] = own[i] end
     if keys then
@@ -22,7 +23,7 @@ local function split(id, own)
     at = at + size
     events[n] = {id .. '/' .. (n - 1), fields}
   end
-  assert(at == #data + 1 and #events == tonumber(own[4]))
+  assert(at == #data + 1 and #events == tonumber(own[4]) and (not keys or (key_at == #keys + 1 and #key_sizes == #sizes)))
   return events
 end
 local function events_of(id, own)                               -- (id, fields) of each event of an entry: one, or those that are packed
