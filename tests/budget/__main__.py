@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 
 from tests.budget.count import PATHS, measure
 from tests.budget.figures import FILE, VERSION, Figures, load, save
@@ -17,8 +18,12 @@ def main() -> None:
     before = figures.costs.get(VERSION, {})
     figures.costs[VERSION] = {name: measure(name) for name in PATHS}
     save(figures)
-    for name in figures.costs[VERSION]:
-        f" (was {before[name].instructions:g})" if name in before else ""
+    for name, cost in figures.costs[VERSION].items():
+        old = f" (was {before[name].instructions:g})" if name in before else ""
+        sys.stdout.write(
+            f"{name}: {cost.instructions:g} instructions{old}, {cost.commands:g} commands, "
+            f"{cost.bytes_in:g} bytes in, {cost.bytes_out:g} bytes out\n"
+        )
 
 
 if __name__ == "__main__":
