@@ -21,7 +21,7 @@ from headrace.backends.contract import (
     Subscription,
     Verdict,
 )
-from headrace.backends.redis import record_batch
+from headrace.backends.redis import record_batch, retention
 from headrace.backends.redis.backend import RedisBackend
 from headrace.backends.redis.client import Client
 from headrace.backends.redis.inspect import RedisInspector
@@ -430,6 +430,31 @@ def test_the_cap_counts_events_and_trimming_makes_room(server: Server) -> None:
         assert topic.events <= 8
         assert bodies(await take(feed, 4)) == [b"20", b"21", b"22", b"23"]
         assert (await stage.ledger()).published == 24
+
+    playing(server, play)
+
+
+def test_what_is_retained_counts_for_the_cap(server: Server) -> None:
+    async def play(stage: Play) -> None:
+        route = Route("orders", cap_events=50_000, retain_events=10_000, packing=100)
+        feed = await stage.worker()
+        body = b"x" * 400  # an entry of 100 is a node of the stream of its own, so trimming is exact
+        for _ in range(4):
+            await stage.publish(*[Record(body)] * 10_000, route=route)
+        left = 40_000
+        while left:
+            got = await feed.take(1_000, 1.0)
+            await feed.commit(got)
+            left -= len(got)
+        while await retention.trim(stage.backend.client, route, b"{orders}:group:g", 100_000):
+            pass
+        (topic,) = await stage.inspector.topics()
+        assert topic.published == 40_000
+        assert 10_000 <= topic.events <= 10_200
+        await stage.publish(*[Record(body)] * 30_000, route=route)
+        (topic,) = await stage.inspector.topics()
+        assert 40_000 <= topic.events <= 40_200
+        assert (await stage.ledger()).unread == 30_000
 
     playing(server, play)
 

@@ -314,7 +314,7 @@ def _plan(options: Mapping[str, str]) -> keeper.Plan:
 
 
 def _allocator() -> str:
-    """The system's jemalloc, or empty: a server built on libc's malloc is 10 to 40 % slower."""
+    """The system's jemalloc, or empty: a server built on libc's malloc is slower."""
     if sys.platform != "linux":
         return ""
     found = sorted(Path("/usr/lib").glob(f"{platform.machine()}-*/libjemalloc.so.2"))

@@ -243,7 +243,7 @@ def _memory(facts: _Facts, settings: Settings) -> Iterator[Finding]:
     found = policy if limit else f"{policy} (no maxmemory, so nothing is evicted now)"
     yield _judge(name, severity, policy == "noeviction", found, "noeviction", f"{_SET}{name} noeviction")
     allocator = facts.info.get("mem_allocator", "unknown")
-    fix = "use a server built with jemalloc, or preload it: this one is 10 to 40 % slower"
+    fix = "use a server built with jemalloc, or preload it: libc's malloc is slower"
     found = "libc (as built; the server does not know of a preloaded one)" if allocator == "libc" else allocator
     yield _judge("mem_allocator", "warning", allocator != "libc", found, "jemalloc", fix)
 
