@@ -71,23 +71,23 @@ class Topic(Generic[T]):
         at: datetime | None = None,
     ) -> Record:
         """The event as it will travel. Raises InvalidEvent; nothing is written."""
+        if id is None and key is None and headers is None and delay_s is None and at is None:
+            return self.plain_record(event)
+        plain = self.plain_record(event, key)
+        delay_ms, at_ms = due_ms(delay_s, at) if delay_s is not None or at is not None else (0, 0)
+        own = None if id is None else id_bytes(id)
+        return Record(plain.body, plain.type, plain.key, own, header_pairs(headers), delay_ms, at_ms)
+
+    def plain_record(self, event: object, key: str | int | None = None) -> Record:
+        """The event without headers, id or due time. Raises InvalidEvent."""
         type_name, body = self.codec.encode(event)
         if len(body) > limits.body_bytes_max:
             raise too_large(body)
-        if key is None and self._key is not None:
+        if key is None:
+            if self._key is None:
+                return Record(body, type_name)
             key = self._key_of(event)
-        if key is None and id is None and headers is None and delay_s is None and at is None:
-            return Record(body, type_name)
-        delay_ms, at_ms = due_ms(delay_s, at) if delay_s is not None or at is not None else (0, 0)
-        return Record(
-            body,
-            type_name,
-            None if key is None else key_bytes(key),
-            None if id is None else id_bytes(id),
-            header_pairs(headers) if headers else (),
-            delay_ms,
-            at_ms,
-        )
+        return Record(body, type_name, key_bytes(key))
 
     def _key_of(self, event: Any) -> Any:
         key = self._key
@@ -128,7 +128,7 @@ class Topic(Generic[T]):
         An event that cannot be sent raises InvalidEvent after those before it were published.
         """
         sender = _Sender(self._app.backend(), self.route)
-        add, record = sender.add, self.record
+        add, record = sender.add, self.plain_record
         try:
             if isinstance(events, AsyncIterable):
                 async for event in events:

@@ -187,10 +187,10 @@ def test_headrace_packs_settlements_so(script: str, case: Case) -> None:
     plain = [delivery(d) for d in case["given"]["plain"]]
     rich = [settlement(s) for s in case["given"]["rich"]]
     argv = raw(case["argv"])
-    ((plain_, rich_, more, packed),) = calls(plain, rich, "billing")
-    assert raw(case["keys"][5:]) == more
+    ((plain_, rich_, writes),) = calls(plain, rich, "billing")
+    assert raw(case["keys"][5:]) == writes.keys
     assert argv[3:5] == [b"%d" % len(plain_), b"%d" % len(rich_)]
-    assert argv[5:] == [*(d.token for d in plain), *(s.delivery.token for s in rich), *packed]
+    assert argv[5:] == [*(d.token for d in plain), *(s.delivery.token for s in rich), *writes.words]
 
 
 @pytest.mark.parametrize(("script", "case"), cases("netstring"))

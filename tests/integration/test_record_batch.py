@@ -459,6 +459,22 @@ def test_what_is_retained_counts_for_the_cap(server: Server) -> None:
     playing(server, play)
 
 
+def test_a_deleted_topic_does_not_fill_its_successor(server: Server) -> None:
+    async def play(stage: Play) -> None:
+        route = Route("orders", cap_events=20, packing=4)
+        await stage.publish(*records(20), route=route)
+        stage.server.command("DEL", "orders")
+        await stage.publish(
+            *records(20), route=route
+        )  # full at first, by what the deleted entries had; trimming finds that they are gone
+        (topic,) = await stage.inspector.topics()
+        assert topic.events == 20
+        with pytest.raises(Overloaded):
+            await stage.publish(*records(1), route=route)
+
+    playing(server, play)
+
+
 def test_operators_see_and_copy_single_events(server: Server) -> None:
     async def play(stage: Play) -> None:
         await stage.publish(*records(10))

@@ -92,16 +92,16 @@ class Committer:
         )
 
     async def _send(
-        self, hold: Hold, plain: Sequence[Delivery], rich: Sequence[settle.Rich], more: list[bytes], words: list[bytes]
+        self, hold: Hold, plain: Sequence[Delivery], rich: Sequence[settle.Rich], writes: settle.Writes
     ) -> Sequence[Unsettled]:
         count = len(plain) + len(rich)
         wire = await self._client.wire()
         believed = hold.held - hold.in_flight if count >= _PROOF_MIN else -1
         group = self._keys
         packed = pack((
-            *self._client.head("commit", 5 + len(more)), hold.stream, group.retry, group.record, group.dead, group.delayed, *more,
+            *self._client.head("commit", 5 + len(writes.keys)), hold.stream, group.retry, group.record, group.dead, group.delayed, *writes.keys,
             self._group, hold.slot.name, b"%d" % believed, b"%d" % len(plain), b"%d" % len(rich),
-            *[d.token for d in plain], *[settle.token(r) for r in rich], *words,
+            *[d.token for d in plain], *[settle.token(r) for r in rich], *writes.words,
         ))  # fmt: skip
         hold.in_flight += count
         packs = [r for r in rich if type(r) is Pack]
@@ -116,30 +116,21 @@ class Committer:
             for batch in packs:
                 batch.sending = False
         why = {token: (place, text) for token, place, text in zip(*[iter(refused)] * 3, strict=True)}
-        self._release(hold, [r for r in (*plain, *rich) if settle.token(r) not in why] if why else (*plain, *rich))
-        for one in rich:
-            if settle.token(one) not in why:
-                await self._follow(settle.parts(one))
+        every = (*plain, *rich)
+        self._release(hold, [r for r in every if settle.token(r) not in why] if why else every)
+        if writes.retry_ms is not None:
+            self._due_in(writes.retry_ms / 1000)
+        for route in writes.routes:
+            await self._client.register(route.topic, route.partitions)
         if not lost and not why:
             return ()
         gone = set(lost)
-        unsettled = [Unsettled(s) for r in (*plain, *rich) if settle.token(r) in gone for s in settle.parts(r)]
+        unsettled = [Unsettled(s) for r in every if settle.token(r) in gone for s in settle.parts(r)]
         for one in rich:
             if settle.token(one) in why:
                 place, text = why[settle.token(one)]
                 unsettled.append(Unsettled(self._at_fault(one, place), text.decode(errors="replace")))
         return unsettled
-
-    async def _follow(self, settled: Sequence[Settled]) -> None:
-        """What others need to know of writes that were made: when a retry is due, that a topic exists."""
-        for one in settled:
-            if type(one) is Delivery:
-                continue
-            if one.verdict is Verdict.RETRY:  # type: ignore[union-attr]
-                self._due_in(one.delay_ms / 1000)  # type: ignore[union-attr]
-            for route, _ in one.outputs:  # type: ignore[union-attr]
-                if route.topic not in self._client.registered:
-                    await self._client.register(route.topic, route.partitions)
 
     def _at_fault(self, rich: settle.Rich, place: int) -> Settled:
         """The settlement whose write cannot be made. The others of a packed entry wait until it is settled otherwise."""

@@ -15,6 +15,7 @@ import re
 import secrets
 from collections import deque
 from collections.abc import Sequence
+from itertools import groupby
 from typing import Any
 
 from msgspec import Struct
@@ -63,24 +64,17 @@ def due(record: Record) -> bytes:
 def words(records: Sequence[Record], packing: int = 1) -> list[bytes]:
     """The records as runs of one shape: what is constant is said once (see scripts/publish.lua). `packing`: events per entry at most."""
     out: list[bytes] = []
-    start, total = 0, len(records)
-    while start < total:
-        kind = shape(records[start])
-        end = start + 1
-        while end < total and shape(records[end]) == kind:
-            end += 1
-        type_, headers, keyed, general = kind
+    for (type_, headers, keyed, general), alike in groupby(records, shape):
+        run = list(alike)
         constant = [(b"type", type_), *headers] if type_ else list(headers)
-        if packing > 1 and not general and end - start > 1:
-            for chunk in record_batch.chunks(records[start:end], packing):
+        if packing > 1 and not general and len(run) > 1:
+            for chunk in record_batch.chunks(run, packing):
                 out += record_batch.words(chunk, constant)
-            start = end
             continue
-        out += (b"%d" % (end - start), b"1" if general else b"0", b"%d" % len(constant), b"2" if keyed else b"1")
+        out += (b"%d" % len(run), b"1" if general else b"0", b"%d" % len(constant), b"2" if keyed else b"1")
         for pair in constant:
             out += pair
         out += (b"key", b"data") if keyed else (b"data",)
-        run = records[start:end]
         if general:
             for r in run:
                 out += (r.id or b"", due(r), r.key, r.body) if r.key is not None else (r.id or b"", due(r), r.body)
@@ -89,7 +83,6 @@ def words(records: Sequence[Record], packing: int = 1) -> list[bytes]:
                 out += (r.key, r.body)  # type: ignore[arg-type]  # the shape says that there is a key
         else:
             out += [r.body for r in run]
-        start = end
     return out
 
 

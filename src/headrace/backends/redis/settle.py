@@ -15,8 +15,6 @@ _FIRST_PLACE = 6
 """Where the keys that writes name begin; the five before them are fixed."""
 
 
-_NUMBERS = [b"%d" % n for n in range(256)]
-
 Rich = Settlement | Pack
 """An entry that is not just acknowledged: it has writes, or carries several events."""
 
@@ -41,64 +39,68 @@ class Writes:
         self.words: list[bytes] = []
         self.size = 0
         """Bytes of what they carry, about."""
+        self.routes: list[Route] = []
+        """Topics that get an output."""
+        self.retry_ms: int | None = None
+        """When the first retry is due."""
         self._effects: dict[bytes, bytes] = {}
-        self._routes: dict[str, tuple[bytes, ...]] = {}
+        self._outputs: dict[str, tuple[bytes, ...]] = {}
 
     def add(self, rich: Rich) -> None:
         """An entry: how many of its events are handled, how many there are, number of words, its writes in the order of their making."""
-        words, start, handled = self.words, len(self.words), 0
+        words, start = self.words, len(self.words)
         words += (b"1", b"1", b"")
-        settled = (rich,) if isinstance(rich, Settlement) else rich.settled.values()
-        for one in settled:
-            if isinstance(one, Settlement):
-                self._add_writes(one)
-                handled += one.verdict is Verdict.HANDLED
-            else:
-                handled += 1
-        words[start] = _number(handled)
-        words[start + 1] = _number(len(settled))
-        words[start + 2] = _number(len(words) - start - 3)
+        if isinstance(rich, Settlement):
+            self._add_writes(rich)
+            if rich.verdict is not Verdict.HANDLED:
+                words[start] = b"0"
+        else:
+            settlements = [s for s in rich.settled.values() if isinstance(s, Settlement)]
+            for settlement in settlements:
+                self._add_writes(settlement)
+            unhandled = sum(s.verdict is not Verdict.HANDLED for s in settlements)
+            words[start : start + 2] = (b"%d" % (len(rich.settled) - unhandled), b"%d" % len(rich.settled))
+        words[start + 2] = b"%d" % (len(words) - start - 3)
 
     def _add_writes(self, settlement: Settlement) -> None:
         words, delivery = self.words, settlement.delivery
         for effect in settlement.effects:
             place = self._effects.get(effect[1]) or self._place_effect(effect[1])
-            words += (b"E", place, _number(len(effect) - 2), effect[0], *effect[2:])
+            words += (b"E", place, b"%d" % (len(effect) - 2), effect[0], *effect[2:])
             self.size += sum(map(len, effect))
         for n, (route, record) in enumerate(settlement.outputs):
-            head = self._routes.get(route.topic) or self._place_route(route)
+            head = self._outputs.get(route.topic) or self._place_route(route)
             fields = fields_of(record, derived_id(delivery, self.group, n))
-            words += (*head, record.id or b"", due(record), _number(len(fields)), *fields)
+            words += (*head, record.id or b"", due(record), b"%d" % len(fields), *fields)
             self.size += sum(map(len, fields))
-        if settlement.verdict is Verdict.RETRY:
-            self._add_copy(settlement, 1, b"Z", _number(settlement.delay_ms))
-        elif settlement.verdict is Verdict.DEAD:
+        verdict, delay_ms = settlement.verdict, settlement.delay_ms
+        if verdict is Verdict.RETRY:
+            self._add_copy(settlement, 1, b"Z", b"%d" % delay_ms)
+            self.retry_ms = delay_ms if self.retry_ms is None else min(delay_ms, self.retry_ms)
+        elif verdict is Verdict.DEAD:
             self._add_copy(settlement, 0, b"D")
-        elif settlement.verdict is Verdict.RETURN:
+        elif verdict is Verdict.RETURN:
             self._add_copy(settlement, 0, b"B")
 
     def _add_copy(self, settlement: Settlement, attempts: int, *head: bytes) -> None:
         delivery = settlement.delivery
         fields = copy_of(delivery.token, delivery.fields, delivery.attempt + attempts, settlement.reason)
-        self.words += (*head, _number(len(fields)), *fields)
+        self.words += (*head, b"%d" % len(fields), *fields)
         self.size += sum(map(len, fields))
 
     def _place_effect(self, key: bytes) -> bytes:
-        place = self._effects[key] = _number(_FIRST_PLACE + len(self.keys))
+        place = self._effects[key] = b"%d" % (_FIRST_PLACE + len(self.keys))
         self.keys.append(key)
         return place
 
     def _place_route(self, route: Route) -> tuple[bytes, ...]:
         """The first words of an output: the place of the topic's stream (its delayed, ids and packed follow), cap and window."""
-        place, own = _number(_FIRST_PLACE + len(self.keys)), keys.partition(route.topic)
-        head = (b"O", place, _number(route.cap_events), _number(int(route.id_window_s * 1000)))
-        self._routes[route.topic] = head
+        place, own = b"%d" % (_FIRST_PLACE + len(self.keys)), keys.partition(route.topic)
+        head = (b"O", place, b"%d" % route.cap_events, b"%d" % int(route.id_window_s * 1000))
+        self._outputs[route.topic] = head
+        self.routes.append(route)
         self.keys += (own.stream, own.delayed, own.ids, own.packed)
         return head
-
-
-def _number(n: int) -> bytes:
-    return _NUMBERS[n] if n < len(_NUMBERS) else b"%d" % n
 
 
 def at_fault(pack: Pack, group: str, place: int) -> bytes:
@@ -116,15 +118,15 @@ def at_fault(pack: Pack, group: str, place: int) -> bytes:
 
 def calls(
     plain: Sequence[Delivery], rich: Sequence[Rich], group: str
-) -> Iterator[tuple[Sequence[Delivery], Sequence[Rich], list[bytes], list[bytes]]]:
-    """Splits a batch into calls of about `limits.batch_bytes_max` of writes: (plain, rich, further KEYS, words of the writes)."""
+) -> Iterator[tuple[Sequence[Delivery], Sequence[Rich], Writes]]:
+    """Splits a batch into calls of about `limits.batch_bytes_max` of writes."""
     start = 0
     while start < len(rich):
         writes, end = Writes(group), start
         while end < len(rich) and writes.size < limits.batch_bytes_max:
             writes.add(rich[end])
             end += 1
-        yield plain, rich[start:end], writes.keys, writes.words
+        yield plain, rich[start:end], writes
         plain, start = (), end
     if plain:
-        yield plain, (), [], []
+        yield plain, (), Writes(group)

@@ -267,8 +267,9 @@ class SharedFeed:
             self._taking.release()
         if self._wire is not None:
             self._wire.close()
-        try:
+        with contextlib.suppress(BackendError):  # what cannot be settled now is handed back
             await self._committer.finish()
+        try:
             while await self._client.call(
                 "leave",
                 (self._own.stream, self._keys.retry, self._keys.workers, self._keys.record),

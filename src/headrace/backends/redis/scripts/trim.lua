@@ -3,8 +3,23 @@
 -- KEYS  1 stream  2 record  3 packed     ARGV  1 entries kept for replay  2 age kept for replay, ms  3 how many entries at most in one call
 -- Returns {trimmed, 1 if there is more to trim}.
 local call, stream = redis.call, KEYS[1]
-local groups = call('XINFO', 'GROUPS', stream)
-if #groups == 0 then return {0, 0} end                         -- nobody has read anything yet
+local exists = call('EXISTS', stream) == 1
+local packed = call('HMGET', KEYS[3], 'extra', 'gone')
+local extra = tonumber(packed[1] or 0)
+local function note_gone()                                      -- what packed entries that are no longer there had beyond one event each
+  for _, count in ipairs(extra > 0 and {1, 100} or {}) do       -- the first entry most often says it
+    local page = exists and call('XRANGE', stream, '-', '+', 'COUNT', count) or {}
+    for _, entry in ipairs(page) do
+      if entry[2][3] == 'events' and entry[2][5] == 'before' then return call('HSET', KEYS[3], 'gone', entry[2][6]) end
+    end
+    if #page < count then return call('HSET', KEYS[3], 'gone', extra) end
+  end
+end
+local groups = exists and call('XINFO', 'GROUPS', stream) or {}
+if #groups == 0 then                                           -- nobody has read anything yet
+  note_gone()
+  return {0, 0}
+end
 local t = call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
 local function split(id)
@@ -28,8 +43,6 @@ for i = 1, #facts, 2 do
 end
 local limit, trimmed, length = tonumber(ARGV[3]), 0, call('XLEN', stream)
 local function id(ms, seq) return string.format('%d-%d', ms, seq) end
-local packed = call('HMGET', KEYS[3], 'extra', 'gone')
-local extra = tonumber(packed[1] or 0)
 local events = length + extra - tonumber(packed[2] or 0)
 local excess = events - tonumber(ARGV[1])
 if extra > 0 and excess < events then excess = math.floor(excess * length / events) - 1 end  -- in entries, by their average, and rather one less
@@ -47,9 +60,5 @@ end
 local aged = math.max(now - tonumber(ARGV[2]), 0)
 if aged < low_ms then low_ms, low_seq = aged, 0 end
 if trimmed < limit then trimmed = trimmed + call('XTRIM', stream, 'MINID', '~', id(low_ms, low_seq), 'LIMIT', limit - trimmed) end
-if extra > 0 and trimmed > 0 then
-  local first = call('XRANGE', stream, '-', '+', 'COUNT', 1)[1]
-  if not first then call('HSET', KEYS[3], 'gone', extra)
-  elseif first[2][3] == 'events' and first[2][5] == 'before' then call('HSET', KEYS[3], 'gone', first[2][6]) end
-end
+note_gone()
 return {trimmed, trimmed >= limit and 1 or 0}
