@@ -43,7 +43,7 @@ class Desk:
         """A worker joins."""
         await self.client.command("HSET", keys.TOPICS, TOPIC, 1)
         own = keys.group(TOPIC, group)
-        names = (PART.stream, own.retry, own.record, own.workers, own.dead, own.delayed)
+        names = (PART.stream, own.retry, own.record, own.workers, own.dead, own.delayed, PART.packed)
         joined: bytes = await self.client.call("join", names, group, worker, 15_000, start)
         return joined
 
@@ -69,7 +69,7 @@ class Desk:
         copy = [b"id", b"e", b"attempt", b"2", b"origin", token, b"reason", reason, *fields[2:]]
         write: list[str | bytes | int] = [op, *([delay_ms] if op == "Z" else []), len(copy), *copy]
         names = (PART.stream, OWN.retry, OWN.record, OWN.dead, OWN.delayed)
-        won, *_ = await self.client.call("commit", names, "g", "w1/0", -1, 0, 1, token, 0, len(write), *write)
+        won, *_ = await self.client.call("commit", names, "g", "w1/0", -1, 0, 1, token, 0, 1, len(write), *write)
         assert won == 1
 
     async def group(self, name: str = "g") -> GroupInfo:
