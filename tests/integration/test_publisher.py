@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from headrace import Closed, NotConnected, Overloaded, Refused
+from headrace import Closed, NotConnected, Overloaded, Refused, limits
 from headrace.backends.contract import Record, Route, Settlement, Subscription, Verdict
+from headrace.backends.redis import retention
 from headrace.backends.redis.backend import RedisBackend
 from headrace.backends.redis.client import Client
 from headrace.backends.redis.publish import Publisher
@@ -263,5 +264,77 @@ def test_a_commit_that_fails_in_the_middle_can_be_repeated(server: Server) -> No
         assert server.command("XPENDING", "orders", "g")[0] == 0
         assert server.command("XLEN", "{orders}:retry:g") == 0
         assert await feed.take(10, 0.1) == []
+
+    playing(server, play)
+
+
+def test_a_publisher_appends_its_own_short_delays(server: Server) -> None:
+    """No worker is there whose heartbeat would do it."""
+
+    async def play(backend: RedisBackend) -> None:
+        await backend.publish(ORDERS, [Record(b"later", delay_ms=200), Record(b"now")])
+        assert bodies(server) == [b"now"]
+
+        async def appended() -> bool:
+            return bodies(server) == [b"now", b"later"]
+
+        await wait_until_async(appended, "the delayed event is in the topic")
+
+    playing(server, play)
+
+
+def test_a_retry_is_appended_when_it_is_due_and_not_with_the_next_heartbeat(server: Server) -> None:
+    async def play(backend: RedisBackend) -> None:
+        await backend.publish(ORDERS, [Record(b"x")])
+        feed = await backend.subscribe(Subscription(ORDERS, "g", "w", lease_s=600.0))  # a heartbeat each 200 s
+        (first,) = await feed.take(1, 1.0)
+        await feed.commit([Settlement(first, Verdict.RETRY, delay_ms=200)])
+        async with asyncio.timeout(20):
+            while not (again := await feed.take(1, 1.0)):
+                pass
+        assert again[0].attempt == 2
+
+    playing(server, play)
+
+
+def test_what_is_settled_and_old_is_trimmed(server: Server) -> None:
+    async def play(backend: RedisBackend) -> None:
+        await backend.publish(ORDERS, records(1_000))
+        feed = await backend.subscribe(Subscription(ORDERS, "g", "w"))
+        left = 1_000
+        while left:
+            took = await feed.take(1_000, 1.0)
+            await feed.commit(took)
+            left -= len(took)
+        young, old = Route("orders", retain_s=3_600), Route("orders", retain_s=0.001)
+        assert not await retention.trim(backend.client, young, b"{orders}:group:g", 10_000)
+        assert len(bodies(server)) == 1_000
+        await retention.trim(backend.client, old, b"{orders}:group:g", 10_000)
+        assert len(bodies(server)) < 200  # whole nodes of the stream are removed
+
+    playing(server, play)
+
+
+def test_a_topic_that_only_handlers_publish_to_is_listed(server: Server) -> None:
+    async def play(backend: RedisBackend) -> None:
+        await backend.publish(ORDERS, [Record(b"x")])
+        feed = await backend.subscribe(Subscription(ORDERS, "g", "w"))
+        (got,) = await feed.take(1, 1.0)
+        await feed.commit([Settlement(got, outputs=[(Route("paid"), Record(b"y"))])])
+        assert server.command("HGET", "headrace:topics", "paid") == b"1"
+
+    playing(server, play)
+
+
+def test_a_producer_that_was_idle_for_long_numbers_anew(server: Server) -> None:
+    """Before the server forgets its mark: then a number that goes on would be a gap."""
+
+    async def play(backend: RedisBackend) -> None:
+        await backend.publish(ORDERS, [Record(b"a"), Record(b"b")])
+        publisher = backend._publishers["orders"]
+        publisher._heard -= limits.producer_idle_s
+        await backend.publish(ORDERS, [Record(b"c")])
+        ids = [fields[1] for _, fields in server.command("XRANGE", "orders", "-", "+")]
+        assert [i.partition(b".")[2] for i in ids] == [b"1.1", b"1.2", b"2.1"]
 
     playing(server, play)

@@ -167,8 +167,11 @@ class SharedFeed:
         sizes = [len(fields[-1]) for _, entries in reply for _, fields in entries[::_SAMPLE]]
         self._fit = max(self._sub.read_bytes * len(sizes) // (sum(sizes) + 1), 1)
         for stream, entries in reply:
-            events = (slot.main if stream == self._own.stream else slot.retry).receive(entries)
-            self._packed = -(-len(events) // len(entries))
+            if stream == self._own.stream:
+                events = slot.main.receive(entries)
+                self._packed = -(-len(events) // len(entries))
+            else:
+                events = slot.retry.receive(entries)  # never packed
             self._ahead.extend(events)
 
     def _new_slot(self) -> Slot:
