@@ -57,6 +57,7 @@ class Headrace:
         retain_s: float = ...,
         id_window_s: float = ...,
         packing: Packing = ...,
+        partitions: int = ...,
     ) -> Topic[T]: ...
 
     @overload
@@ -71,6 +72,7 @@ class Headrace:
         retain_s: float = ...,
         id_window_s: float = ...,
         packing: Packing = ...,
+        partitions: int = ...,
     ) -> Topic[Any]: ...
 
     def topic(
@@ -84,6 +86,7 @@ class Headrace:
         retain_s: float = limits.retain_s,
         id_window_s: float = limits.id_window_s,
         packing: Packing = "none",
+        partitions: int = 1,
     ) -> Topic[Any]:
         """A topic of events of one type, or of a union of classes.
 
@@ -91,7 +94,9 @@ class Headrace:
         topic holds that many. `retain_events`, `retain_s`: how much of what every group has settled is kept for replay.
         `id_window_s`: how long a caller-given `id=` drops repeats. `packing="batch"`: up to `limits.packing_records` events that are
         published together share an entry of the stream: several times as many events a second, and all of an entry are settled
-        in one moment, with the slowest. Raises ConfigurationError.
+        in one moment, with the slowest. `partitions`: how many streams the topic has; the key decides which one an event goes to. It is
+        for ordered subscriptions, which give each partition to one worker, and for a Cluster, whose servers share them. It can grow later,
+        by `headrace partitions`. Raises ConfigurationError.
         """
         if name in self.topics:
             raise ConfigurationError(f"topic {name} is declared twice; keep the Topic object and use it in both places")
@@ -103,8 +108,14 @@ class Headrace:
                 raise ConfigurationError(f"{option}: expected 0 or more, got {value!r}")
         if packing not in ("none", "batch"):
             raise ConfigurationError(f"packing: expected none or batch, got {packing!r}")
+        if (
+            isinstance(partitions, bool)
+            or not isinstance(partitions, int)
+            or not 1 <= partitions <= limits.partitions_max
+        ):
+            raise ConfigurationError(f"partitions: expected 1 to {limits.partitions_max}, got {partitions!r}")
         packed = limits.packing_records if packing == "batch" else 1
-        route = Route(name, 1, cap_events, retain_events, retain_s, id_window_s, packed)
+        route = Route(name, partitions, cap_events, retain_events, retain_s, id_window_s, packed)
         topic: Topic[Any] = Topic(self, route, event_type, key)
         self.topics[name] = topic
         return topic

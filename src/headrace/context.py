@@ -139,4 +139,4 @@ class Context(Struct, eq=False):
         self.failure = Reject(reason)
 
 
-_OWN = frozenset({"id", "type", "data", "key", "attempt", "origin", "reason"})
+_OWN = frozenset({"id", "type", "data", "key", "attempt", "origin", "reason", "due"})

@@ -50,6 +50,9 @@ cap_events: Final = 10_000_000
 retain_events: Final = 1_000_000
 retain_s: Final = 86_400
 
+partitions_max: Final = 1_024
+"""Each costs an ordered worker two commands per third of a lease, and a shared one a connection."""
+
 # Worker
 lanes: Final = 100
 read_records_max: Final = 1_000
@@ -69,6 +72,8 @@ deaths_apart: Final = 2
 """From this many deaths on, the worker that took over an event takes nothing else until it is settled. One is most often a deployment."""
 deaths_alone: Final = 4
 """From this many deaths on, an event is taken over without company, so that it kills nobody else; before, with 8 times less each time."""
+aside_records_max: Final = 100_000
+"""A partition in which this many events wait behind failed ones is read no further until they are fewer."""
 timeout_s: Final = 600.0
 stop_s: Final = 25.0
 """How long a worker waits at SIGTERM for handlers that run; what is left is handed back."""

@@ -41,7 +41,13 @@ class Retry(Struct, frozen=True):
 
     def again_in_s(self, attempt: int, error: BaseException) -> float | None:
         """Seconds until the next attempt after `attempt` failed with `error`; None: no further attempt."""
-        if attempt >= self.attempts or isinstance(error, (Reject, Undecodable, *self.dead)):
-            return None
+        return None if attempt >= self.attempts or self.is_final(error) else self.pause_s(attempt)
+
+    def is_final(self, error: BaseException) -> bool:
+        """Whether no further attempt can help."""
+        return isinstance(error, (Reject, Undecodable, *self.dead))
+
+    def pause_s(self, attempt: int) -> float:
+        """Seconds between this attempt and the next."""
         delay = min(self.first_s * self.factor ** min(attempt - 1, 64), self.max_s)
         return delay * random.uniform(1 - self.jitter, 1 + self.jitter)  # noqa: S311 - not a secret

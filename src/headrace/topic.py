@@ -12,7 +12,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from msgspec import Struct
 
 from headrace import limits
-from headrace.backends.contract import Backend, Record, Route
+from headrace.backends.contract import Backend, OnFailure, Record, Route
 from headrace.codec import Codec
 from headrace.errors import BackendError, ConfigurationError, InvalidEvent
 from headrace.event import check_name, due_ms, header_pairs, id_bytes, key_bytes, too_large
@@ -32,6 +32,8 @@ class Group(Struct, eq=False):
     lanes: int
     batch: int
     handlers: list[Handler]
+    ordered: bool = False
+    on_failure: OnFailure = "park"
 
 
 class Owner(Protocol):
@@ -157,22 +159,45 @@ class Topic(Generic[T]):
         start: str = "earliest",
         lanes: int = limits.lanes,
         batch: int = 100,
+        ordered: bool = False,
+        on_failure: OnFailure = "park",
     ) -> Callable[[F], F]:
         """Declares the decorated function as handler of this topic in `group`.
 
         `timeout_s`: the handler is cancelled and its event retried after this long; None: never. `start` (`earliest`, `latest`) counts
         only when the group is created. `lanes`: handlers at work at once in one process. `batch`: events per call of a batch handler.
-        Several handlers of one group share its events by type. Raises ConfigurationError.
+        Several handlers of one group share its events by type.
+
+        `ordered`: events of one key are handled one after the other, in publish order, each partition by one worker; the topic needs a key.
+        `on_failure` (ordered) says what becomes of later events while one waits for its retry: `park`, those of its key wait behind it;
+        `skip`, there is no retry, it is dead-lettered at once; `stop`, its whole partition waits, for as long as it takes.
+        Raises ConfigurationError.
         """
         check_name("group", group)
         _check("start", start in ("earliest", "latest"), "earliest or latest", start)
         _check("lanes", 1 <= lanes <= 10_000, "1 to 10,000", lanes)  # noqa: PLR2004 - said in the message
         _check("batch", 1 <= batch <= limits.read_records_max, f"1 to {limits.read_records_max}", batch)
+        _check("ordered", isinstance(ordered, bool), "True or False", ordered)
+        _check("on_failure", on_failure in ("park", "skip", "stop"), "park, skip or stop", on_failure)
+        if ordered and self._key is None:
+            raise ConfigurationError(
+                f'group {group}: ordered=True needs to know whose events are in order: app.topic({self.name!r}, ..., key="customer")'
+            )
+        if on_failure != "park" and not ordered:
+            raise ConfigurationError(
+                f"group {group}: on_failure={on_failure!r} is for ordered=True; in shared mode nothing waits"
+            )
         _check("timeout_s", timeout_s is None or timeout_s > 0, "a positive number or None", timeout_s)
 
         def declare(function: F) -> F:
             handler = examine(function, self.event_type, retry or Retry(), timeout_s)
-            known = self._app.groups.setdefault((self.name, group), Group(self, group, start, lanes, batch, []))
+            known = self._app.groups.setdefault(
+                (self.name, group), Group(self, group, start, lanes, batch, [], ordered, on_failure)
+            )
+            if (known.ordered, known.on_failure) != (ordered, on_failure):
+                raise ConfigurationError(
+                    f"{handler.name}: the handlers of group {group} of topic {self.name} all have the same ordered= and on_failure="
+                )
             taken = [t for h in known.handlers for t in h.types if t in handler.types]
             if taken:
                 other = next(h.name for h in known.handlers if set(h.types) & set(handler.types))
@@ -190,9 +215,6 @@ class Topic(Generic[T]):
         return declare
 
 
-_RECORDS, _BYTES = limits.publish_records, limits.batch_bytes_max
-
-
 class _Sender:
     """Keeps a bounded number of records under way: while some travel, the next ones are gathered."""
 
@@ -200,6 +222,8 @@ class _Sender:
         self._backend, self._route = backend, route
         self._records: list[Record] = []
         self._bytes = 0
+        spread = min(route.partitions, 8)  # so that each partition's call is not too small
+        self._full, self._full_bytes = limits.publish_records * spread, limits.batch_bytes_max * spread
         self._flying: deque[asyncio.Task[None]] = deque()
         self.sent = 0
         """How many set out so far."""
@@ -209,7 +233,7 @@ class _Sender:
         records = self._records
         records.append(record)
         self._bytes = size = self._bytes + len(record.body)
-        return len(records) >= _RECORDS or size >= _BYTES
+        return len(records) >= self._full or size >= self._full_bytes
 
     async def send(self) -> None:
         """Sends what has gathered, once few enough are under way."""

@@ -11,8 +11,9 @@ import msgspec
 
 from headrace.backends.contract import Backend, Feed, Inspector, Record, Route
 from headrace.backends.redis.backend import RedisBackend
-from headrace.backends.redis.client import Client, Script
+from headrace.backends.redis.client import Client
 from headrace.backends.redis.inspect import RedisInspector
+from headrace.backends.redis.node import Script
 from headrace.backends.redis.shared import SharedFeed
 from headrace.settings import Settings
 from headrace.testing.conformance.harness import Value

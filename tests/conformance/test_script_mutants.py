@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from headrace.backends.redis.client import load_script, load_scripts
+from headrace.backends.redis.node import load_script, load_scripts
 from headrace.testing.conformance import run
 from headrace.testing.conformance.scenario import Outcome
 from tests.conformance.redis_harness import redis_harness

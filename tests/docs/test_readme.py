@@ -22,7 +22,7 @@ import pytest
 
 from headrace import errors, limits
 from headrace.backends.redis import replies
-from headrace.backends.redis.client import load_scripts
+from headrace.backends.redis.node import load_scripts
 from tests.cli.shell import _FILTERS, environment
 from tests.servers import Server, require
 from tests.waiting import wait_until

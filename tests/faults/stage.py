@@ -16,7 +16,8 @@ import hiredis
 import msgspec
 
 from headrace.backends.contract import GroupInfo, Letter
-from headrace.backends.redis.client import Client, load_script
+from headrace.backends.redis.client import Client
+from headrace.backends.redis.node import load_script
 from headrace.backends.redis.inspect import RedisInspector
 from headrace.settings import Settings
 from headrace.testing.faults import Matcher, Program, command

@@ -14,7 +14,7 @@ RANKS: tuple[tuple[str, ...], ...] = (
     ("errors", "limits", "version"),
     ("settings", "backoff"),
     ("backends.contract", "backends.effects"),
-    ("backends.entry",),
+    ("backends.entry", "backends.partition"),
     ("backends.memory", "backends.redis", "backends.kafka", "backends.nats", "backends.rabbitmq"),
     ("backends",),
     ("codec", "event", "effects", "retry"),

@@ -21,11 +21,11 @@ from headrace import limits
 from headrace.backends.contract import Delivery, Record, Route, Settlement, Verdict
 from headrace.backends.entry import attempt_of, copy_of, derived_id
 from headrace.backends.redis import keys
-from headrace.backends.redis.client import load_scripts
+from headrace.backends.redis.node import load_scripts
 from headrace.backends.redis.inspect import _netstrings
 from headrace.backends.redis.publish import words
 from headrace.backends.redis.record_batch import unpacked
-from headrace.backends.redis.settle import calls
+from headrace.backends.redis.settle import Writes, calls
 from headrace.context import Context, Surroundings
 from tests.servers import Server, require
 
@@ -187,7 +187,7 @@ def test_headrace_packs_settlements_so(script: str, case: Case) -> None:
     plain = [delivery(d) for d in case["given"]["plain"]]
     rich = [settlement(s) for s in case["given"]["rich"]]
     argv = raw(case["argv"])
-    ((plain_, rich_, writes),) = calls(plain, rich, "billing")
+    ((plain_, rich_, writes),) = calls(plain, rich, lambda: Writes("billing", "orders", None))
     assert raw(case["keys"][5:]) == writes.keys
     assert argv[3:5] == [b"%d" % len(plain_), b"%d" % len(rich_)]
     assert argv[5:] == [*(d.token for d in plain), *(s.delivery.token for s in rich), *writes.words]

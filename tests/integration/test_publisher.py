@@ -245,12 +245,12 @@ def test_a_commit_that_fails_in_the_middle_can_be_repeated(server: Server) -> No
         big = [Settlement(d, outputs=[(Route("out"), Record(b"x" * 700_000))]) for d in held]
         real, calls = Client.wire, 0
 
-        async def failing(client: Client) -> Any:
+        async def failing(client: Client, key: bytes) -> Any:
             nonlocal calls
             calls += 1
             if calls in (2, 4):
                 raise NotConnected("cut")
-            return await real(client)
+            return await real(client, key)
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(Client, "wire", failing)
@@ -307,9 +307,9 @@ def test_what_is_settled_and_old_is_trimmed(server: Server) -> None:
             await feed.commit(took)
             left -= len(took)
         young, old = Route("orders", retain_s=3_600), Route("orders", retain_s=0.001)
-        assert not await retention.trim(backend.client, young, b"{orders}:group:g", 10_000)
+        assert not await retention.trim(backend.client, young, "orders", b"{orders}:group:g", 10_000)
         assert len(bodies(server)) == 1_000
-        await retention.trim(backend.client, old, b"{orders}:group:g", 10_000)
+        await retention.trim(backend.client, old, "orders", b"{orders}:group:g", 10_000)
         assert len(bodies(server)) < 200  # whole nodes of the stream are removed
 
     playing(server, play)

@@ -336,7 +336,7 @@ def test_a_cut_in_the_middle_of_a_commit_is_repeated(server: Server) -> None:
         settled = [counting(d) for d in got]
         committing = asyncio.ensure_future(feed.commit(settled))
         await asyncio.sleep(0)
-        stage.backend.client.drop()
+        stage.backend.client.drop(b"orders")
         with pytest.raises(NotConnected):
             await committing
         await feed.commit(settled)
@@ -446,7 +446,7 @@ def test_what_is_retained_counts_for_the_cap(server: Server) -> None:
             got = await feed.take(1_000, 1.0)
             await feed.commit(got)
             left -= len(got)
-        while await retention.trim(stage.backend.client, route, b"{orders}:group:g", 100_000):
+        while await retention.trim(stage.backend.client, route, "orders", b"{orders}:group:g", 100_000):
             pass
         (topic,) = await stage.inspector.topics()
         assert topic.published == 40_000

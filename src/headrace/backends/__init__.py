@@ -12,7 +12,7 @@ from headrace.settings import Settings, redacted
 if TYPE_CHECKING:
     from headrace.backends.redis.durability import Report
 
-_REDIS = ("redis", "rediss", "unix")
+_REDIS = ("redis", "rediss", "unix", "redis+cluster", "rediss+cluster", "redis+sentinel", "rediss+sentinel")
 
 
 def _check(settings: Settings) -> None:

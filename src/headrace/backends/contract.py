@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import IntEnum
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from msgspec import Struct
 
@@ -72,6 +72,14 @@ class Delivery(Struct, gc=False, eq=False):
         return None
 
     @property
+    def key(self) -> bytes | None:
+        """Its ordering key, if it has one."""
+        fields = self.fields
+        if len(fields) > 3 and fields[-4] == b"key":  # noqa: PLR2004 - where our writers put it: right before `data`
+            return fields[-3]
+        return self.get(b"key")
+
+    @property
     def id(self) -> bytes:
         """The event's identity: its `id` attribute, else its place in the stream."""
         fields = self.fields
@@ -118,6 +126,10 @@ class Unsettled(Struct, frozen=True):
     """Empty: another worker had settled it. Else: why its writes cannot be made; it is still ours, settle it otherwise."""
 
 
+OnFailure = Literal["park", "skip", "stop"]
+"""`park`: later events of its key wait behind it; `skip`: it is dead-lettered at once, nothing waits; `stop`: its partition waits."""
+
+
 class Subscription(Struct, frozen=True):
     """One group on one topic, as a feed needs to know it."""
 
@@ -129,6 +141,10 @@ class Subscription(Struct, frozen=True):
     """`earliest` or `latest`; used only when the group is created."""
     lease_s: float = limits.lease_s
     read_bytes: int = limits.read_bytes
+    ordered: bool = False
+    """Events of one key are given out in publish order; see Feed.take for what is asked of the worker."""
+    on_failure: OnFailure = "park"
+    """Ordered: what becomes of later events while one is to be retried."""
 
 
 class Features(Struct, frozen=True):
@@ -150,6 +166,10 @@ class Feed(Protocol):
     async def take(self, limit: int, wait_s: float) -> Sequence[Delivery]:
         """At most `limit` deliveries; waits up to `wait_s` for the first. Empty: none came.
 
+        Ordered: deliveries of one key (those without a key count as one) come in their order and are to be handled one after the other.
+        Once one of them is settled by RETRY or RETURN, what was given out behind it is to be settled by RETURN, unhandled; from the moment
+        when `commit` is called with it, later ones come only after it.
+
         Not to be cancelled: close the feed instead, what was taken and not settled is handed back.
         Raises NotConnected, Overloaded, Refused, Closed.
         """
@@ -158,8 +178,8 @@ class Feed(Protocol):
     async def commit(self, settled: Sequence[Settled]) -> Sequence[Unsettled]:
         """Settles deliveries of one `take`; each one entirely or not at all, the first to settle an entry wins.
 
-        Events that share an entry (see Route.packing) are settled in the moment when the last of them is given to commit; what is
-        returned may then name those that were given before. Returns those that were not applied. Repeating a call whose answer was lost is safe.
+        Events that share an entry (see Route.packing) are settled in the moment when the last of them is given to commit, and those of an
+        ordered subscription when all before them in their partition are; what is returned may then name those that were given before. Returns those that were not applied. Repeating a call whose answer was lost is safe.
         Raises NotConnected (outcome unknown: repeat), Overloaded (repeat later), Refused, Closed.
         """
         ...

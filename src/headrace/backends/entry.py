@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from headrace.backends.contract import Delivery, Record
 
-_REPLACED = (b"id", b"attempt", b"origin", b"reason")
+_REPLACED = (b"id", b"attempt", b"origin", b"reason", b"due")
 
 
 def derived_id(delivery: Delivery, group: str, n: int) -> bytes:

@@ -27,6 +27,7 @@ class Executor:
             if all(h.timeout_s is not None for h in group.handlers)
             else None
         )
+        self.ordered, self._on_failure = group.ordered, group.on_failure
         self.batched = group.handlers[0].batched
         self.batch = group.batch if self.batched else 1
         self._observer = observer
@@ -109,7 +110,7 @@ class Executor:
 
     def judge(self, delivery: Delivery, error: BaseException, retry: Retry | None = None) -> Settlement:
         """A failed delivery: a retry that becomes due later, or a dead letter. Both are rows of the same commit."""
-        again_in_s = (retry or self._retry).again_in_s(delivery.attempt, error)
+        again_in_s = self._again_in_s(retry or self._retry, delivery.attempt, error)
         self._observer.failed(
             self.topic, self.group, delivery.id.decode(errors="replace"), delivery.attempt, error, again_in_s
         )
@@ -117,6 +118,14 @@ class Executor:
         if again_in_s is None:
             return Settlement(delivery, Verdict.DEAD, reason=reason)
         return Settlement(delivery, Verdict.RETRY, delay_ms=round(again_in_s * 1000), reason=reason)
+
+    def _again_in_s(self, retry: Retry, attempt: int, error: BaseException) -> float | None:
+        if self.ordered and self._on_failure == "skip":
+            return None
+        again_in_s = retry.again_in_s(attempt, error)
+        if again_in_s is None and self.ordered and self._on_failure == "stop" and not retry.is_final(error):
+            return retry.pause_s(attempt)
+        return again_in_s
 
     def _conclude(self, ctx: Context, retry: Retry) -> Settled:
         if ctx.failure is not None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 from collections import deque
 from collections.abc import Iterator, Sequence
 
@@ -20,6 +21,8 @@ from headrace.backoff import Backoff
 from headrace.errors import BackendError, Closed, NotConnected, Overloaded, Refused
 from headrace.observe import Observer
 from headrace.runtime.execute import DEADLINE, Executor
+from headrace.runtime.order import Order
+from headrace.runtime.work import Lane, Work
 
 log = logging.getLogger("headrace")
 _TURN_S = 0.002
@@ -28,40 +31,14 @@ _STOCK_S = 0.1
 """A read brings about what is handled in this time: enough to hide the read behind the handling, not more than others might take."""
 
 
-class Work:
-    """What one read brought."""
-
-    __slots__ = ("began", "settled", "timer", "total", "unstarted", "waiting")
-
-    def __init__(self, deliveries: Sequence[Delivery]) -> None:
-        self.unstarted: Iterator[Delivery] = iter(deliveries)
-        self.total = self.waiting = len(deliveries)
-        """`waiting`: how many are not settled yet."""
-        self.settled: list[Settled] = []
-        self.timer: asyncio.TimerHandle | None = None
-        self.began = 0.0
-
-
-class Lane:
-    """One handler at a time."""
-
-    __slots__ = ("abandoned", "cancelled_at", "deliveries", "started", "task", "work")
-
-    def __init__(self) -> None:
-        self.task: asyncio.Task[None]
-        self.deliveries: Sequence[Delivery] = ()
-        self.work: Work | None = None
-        self.started = 0.0
-        self.cancelled_at = 0.0
-        self.abandoned = False
-
-
 class Pump:
     """Serves one group from one feed."""
 
     def __init__(self, feed: Feed, executor: Executor, lanes: int, observer: Observer) -> None:
         """Call `run`."""
         self._feed, self._executor, self._observer = feed, executor, observer
+        self._order = Order() if executor.ordered else None
+        self._reads = 0
         self._loop = asyncio.get_running_loop()
         self._queue: deque[Work] = deque()
         self._idle: list[asyncio.Future[None]] = []
@@ -96,6 +73,9 @@ class Pump:
         for work in self._queue:
             self._hand_back(work, work.unstarted)
         self._queue.clear()
+        if self._order is not None:
+            for work, delivery in list(self._order.waiting()):
+                self._hand_back(work, iter((delivery,)))
         if self._uncommitted:
             self._settled_all.clear()
             with contextlib.suppress(TimeoutError):
@@ -130,7 +110,8 @@ class Pump:
             self._backoff.over()
             if deliveries:
                 self._uncommitted += len(deliveries)
-                work = Work(deliveries)
+                self._reads += 1
+                work = Work(deliveries, self._reads)
                 if self._stopping:
                     self._hand_back(work, work.unstarted)
                     return
@@ -178,7 +159,11 @@ class Pump:
                 work.began = clock()
             self._wake()  # should this lane have to wait, another goes on with the batch
             lane.work = work
-            if single:
+            if self._order is not None:
+                await self._run_in_order(lane, work, self._order)
+                if lane.abandoned:
+                    return
+            elif single:
                 for delivery in work.unstarted:
                     if (started := clock()) > self._turn_ends:
                         started = await self._next_turn()
@@ -215,6 +200,103 @@ class Pump:
                 self._turn = None
                 self._turn_ends = self._loop.time() + _TURN_S
         return now
+
+    async def _run_in_order(self, lane: Lane, work: Work, order: Order) -> None:
+        """As in `_run_lane`, but one event of a key at a time: the lane that has a key handles all of it that comes meanwhile."""
+        if self._executor.batched:
+            await self._run_batches_in_order(lane, work, order)
+            return
+        execute, clock, at_work = self._executor.execute, self._loop.time, order.at_work
+        for delivery in work.unstarted:
+            key = delivery.key
+            if key in at_work:
+                order.wait(key, work, delivery)
+                continue
+            at_work[key] = None
+            if order.stopped and order.goes_back(key, work):
+                settled: Settled = Settlement(delivery, Verdict.RETURN)
+            else:
+                if (started := clock()) > self._turn_ends:
+                    started = await self._next_turn()
+                lane.started = started
+                lane.deliveries = (delivery,)
+                settled = await execute(delivery, started)
+                if lane.abandoned:
+                    return
+                if settled is not delivery:
+                    order.look(settled)
+            work.settled.append(settled)
+            work.waiting -= 1
+            if work.timer is None:
+                self._ripen(work)
+            if (waiting := at_work.pop(key)) is not None:
+                at_work[key] = waiting
+                await self._run_waiting(lane, key, order)
+                lane.work = work
+
+    async def _run_waiting(self, lane: Lane, key: bytes | None, order: Order) -> None:
+        """Handles what came of a key while it was at work."""
+        size = self._executor.batch
+        while waiting := order.at_work.get(key):
+            work, delivery = waiting.popleft()
+            lane.work = work
+            if order.goes_back(key, work):
+                self._take_result(work, (Settlement(delivery, Verdict.RETURN),))
+                continue
+            chunk = [delivery]
+            while (
+                self._executor.batched
+                and waiting
+                and waiting[0][0] is work
+                and len(chunk) < size
+                and delivery.attempt == 1
+            ):
+                chunk.append(waiting.popleft()[1])
+            lane.started = await self._next_turn()
+            lane.deliveries = chunk
+            if self._executor.batched:
+                results = order.in_sequence(chunk, await self._executor.execute_batch(chunk, lane.started))
+            else:
+                results = [await self._executor.execute(delivery, lane.started)]
+            if lane.abandoned:
+                return
+            for one in results:
+                order.look(one)
+            self._take_result(work, results)
+        order.end(key)
+
+    async def _run_batches_in_order(self, lane: Lane, work: Work, order: Order) -> None:
+        at_work, size = order.at_work, self._executor.batch
+        for first in work.unstarted:
+            chunk: list[Delivery] = []
+            keys: dict[bytes | None, None] = {}
+            delivery: Delivery | None = first
+            while delivery is not None:
+                key = delivery.key
+                if key in at_work and key not in keys:
+                    order.wait(key, work, delivery)
+                elif order.goes_back(key, work):
+                    self._take_result(work, (Settlement(delivery, Verdict.RETURN),))
+                else:
+                    at_work[key] = keys[key] = None
+                    chunk.append(delivery)
+                alone = bool(chunk) and chunk[-1].attempt > 1  # what failed before is handled without company
+                delivery = next(work.unstarted, None) if len(chunk) < size and not alone else None
+            if not chunk:
+                continue
+            lane.started = await self._next_turn()
+            lane.deliveries = chunk
+            results = order.in_sequence(chunk, await self._executor.execute_batch(chunk, lane.started))
+            if lane.abandoned:
+                return
+            for one in results:
+                order.look(one)
+            self._take_result(work, results)
+            for key in keys:
+                await self._run_waiting(lane, key, order)
+                if lane.abandoned:
+                    return
+            lane.work = work
 
     async def _run_batches(self, lane: Lane, work: Work) -> None:
         size = self._executor.batch
@@ -273,6 +355,8 @@ class Pump:
     async def _send(self, settled: Sequence[Settled]) -> None:
         """One commit, repeated until it is answered; what is refused is judged as a failure and settled so."""
         while settled:
+            if self._order is not None:
+                self._order.told(settled, self._reads)
             try:
                 unsettled = await self._feed.commit(settled)
             except (NotConnected, Overloaded) as e:
@@ -298,6 +382,9 @@ class Pump:
             self._observer.settled(self._executor.topic, self._executor.group, done - lost, lost)
             self._done(done)
             settled = [self._otherwise(u) for u in refused]
+            if self._order is not None:
+                for one in settled:
+                    self._order.look(one)
 
     def _otherwise(self, unsettled: Unsettled) -> Settlement:
         delivery = delivery_of(unsettled.settled)
@@ -310,6 +397,8 @@ class Pump:
         self._room.set()
         if not self._uncommitted:
             self._settled_all.set()
+            if self._order is not None:
+                self._order.stopped.clear()
 
     # Deadlines
 
@@ -349,3 +438,8 @@ class Pump:
                 f"the handler ran longer than {self._executor.timeout_s} s and ignored its cancellation"
             )
             self._take_result(lane.work, [self._executor.judge(d, overdue) for d in lane.deliveries])
+            if self._order is not None:
+                for delivery in lane.deliveries:
+                    self._order.stopped[delivery.key] = math.inf
+                    for work, later in self._order.end(delivery.key):
+                        self._hand_back(work, iter((later,)))

@@ -126,7 +126,17 @@ async def _join(backend: Backend, group: Group, name: str, lease_s: float) -> Fe
     backoff = Backoff(f"joining group {group.name} of topic {group.topic.name}")
     while True:
         try:
-            return await backend.subscribe(Subscription(group.topic.route, group.name, name, group.start, lease_s))
+            return await backend.subscribe(
+                Subscription(
+                    group.topic.route,
+                    group.name,
+                    name,
+                    group.start,
+                    lease_s,
+                    ordered=group.ordered,
+                    on_failure=group.on_failure,
+                )
+            )
         except (NotConnected, Overloaded) as e:
             await backoff.wait(e)
 

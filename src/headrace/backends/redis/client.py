@@ -1,144 +1,156 @@
-"""The server as one thing that can be called: connects, connects again, loads scripts, knows the topology (a single server)."""
+"""The servers as one thing that can be called: which server has a key, and a connection to it. The topology is known here alone."""
 
 from __future__ import annotations
 
-import asyncio
-import hashlib
-from importlib import resources
+from collections.abc import Callable
 from typing import Any, Final
 
-from msgspec import Struct
+from redis.crc import key_slot
 
-from headrace.backends.redis.connection import Wire, open_wire, pack
+from headrace.backends.redis.address import Address, parse
+from headrace.backends.redis.connection import Wire, open_wire
 from headrace.backends.redis.keys import TOPICS
-from headrace.backends.redis.replies import ServerSaid
-from headrace.errors import BackendError, Closed, Refused
-from headrace.settings import Settings
+from headrace.backends.redis.node import Node, Script, load_scripts
+from headrace.backends.redis.replies import Moved
+from headrace.backends.redis.topology import Sentinels, SlotMap
+from headrace.errors import BackendError, Closed, NotConnected, Refused
+from headrace.settings import Settings, redacted
 
-
-class Script(Struct, frozen=True):
-    """A server script: called by digest, so that two releases can run side by side."""
-
-    name: str
-    text: str
-    digest: bytes
-
-
-def load_script(name: str, text: str | None = None) -> Script:
-    """A script of this package by name; `text` replaces its source (the tests break scripts on purpose)."""
-    source = text or resources.files("headrace.backends.redis").joinpath("scripts", f"{name}.lua").read_text(
-        encoding="utf-8"
-    )
-    return Script(name, source, hashlib.sha1(source.encode()).hexdigest().encode())  # noqa: S324 - the digest that EVALSHA is defined by
-
-
-_NAMES: Final = ("publish", "join", "commit", "tend", "claim", "leave", "trim", "ledger", "move", "seek")
-
-
-def load_scripts() -> dict[str, Script]:
-    """All scripts of the package by name."""
-    return {name: load_script(name) for name in _NAMES}
+_KEY_AT: Final = {"XINFO": 2, "XGROUP": 2, "MEMORY": 2}
+"""The word of a command that is its key, where it is not the next one."""
+_KEYLESS: Final = frozenset({"TIME", "INFO", "CONFIG", "PING", "ROLE", "SCAN"})
 
 
 class Client:
-    """Calls a server over one shared connection, and opens further ones for blocking reads.
-
-    A call that fails with NotConnected has an unknown outcome; the next call connects again.
-    """
+    """Calls the server of a key. A call that fails with NotConnected has an unknown outcome; the next one finds the server again."""
 
     def __init__(self, settings: Settings, scripts: dict[str, Script] | None = None) -> None:
-        """Connects on first use."""
+        """Connects on first use. Raises ConfigurationError for a URL that cannot be meant."""
         self.settings = settings
         self.scripts = load_scripts() if scripts is None else scripts
-        self._wire: Wire | None = None
-        self._opening: asyncio.Task[Wire] | None = None
-        self.registered: set[str] = set()
-        """Topics known to be on the server's list."""
+        self._place = parse(settings)
+        self._where = redacted(settings.url)
+        self._slots = SlotMap(self._place, self._where) if self._place.kind == "cluster" else None
+        self._sentinels = Sentinels(self._place, self._where) if self._place.kind == "sentinel" else None
+        self._nodes: dict[Address | None, Node] = {}
+        self._partitions: dict[str, int] = {}
+        """Topics that are known to be on the server's list, and their numbers of partitions."""
         self._closed = False
+
+    @property
+    def clustered(self) -> bool:
+        """Whether keys may live on different servers."""
+        return self._slots is not None
+
+    @property
+    def apart(self) -> Callable[[bytes, bytes], bool] | None:
+        """Whether one call may *not* use two keys; None: it always may."""
+        return None if self._slots is None else lambda key, other: key_slot(key) != key_slot(other)
 
     def head(self, name: str, keys: int) -> tuple[bytes, ...]:
         """The first words of a call of the script: EVALSHA, digest, number of keys."""
         return (b"EVALSHA", self.scripts[name].digest, b"%d" % keys)
 
-    async def open(self, silence_s: float | None = None) -> Wire:
-        """A further connection with every script loaded; the caller closes it."""
-        if self._closed:
-            raise Closed("the app was closed")
-        wire = await open_wire(self.settings, silence_s or self.settings.request_s)
+    # Which server
+
+    def _node(self, address: Address | None) -> Node:
+        node = self._nodes.get(address)
+        if node is None:
+
+            async def connect(silence_s: float) -> Wire:
+                return await self._connect(address, silence_s)
+
+            node = self._nodes[address] = Node(connect, self.settings.request_s, self.scripts)
+        return node
+
+    async def _connect(self, address: Address | None, silence_s: float) -> Wire:
+        if self._sentinels is not None:
+            address = await self._sentinels.primary()
         try:
-            await self._load(wire)
-        except BaseException:
-            wire.close()
+            wire = await open_wire(self._place, self.settings.connect_s, self._where, silence_s, address)
+        except NotConnected:
+            if self._slots is not None:
+                self._slots.doubt()
             raise
+        wire.on_moved = self._moved
         return wire
 
-    async def wire(self) -> Wire:
-        """The shared connection, opened if need be; concurrent callers share one attempt."""
+    def _moved(self, error: Moved) -> None:
+        if self._slots is not None:
+            self._slots.moved(error.slot, error.address)
+            self._slots.doubt()
+
+    async def node(self, key: bytes = b"") -> Node:
+        """The server of a key. Raises NotConnected, Refused, Closed."""
         if self._closed:
             raise Closed("the app was closed")
-        if self._wire is not None and self._wire.closed is None:
-            return self._wire
-        if self._opening is None:
-            self._opening = asyncio.ensure_future(self.open())
-            self._opening.add_done_callback(self._opened)
-        return await asyncio.shield(self._opening)
+        return self._node(None if self._slots is None else await self._slots.find(key))
 
-    def _opened(self, task: asyncio.Task[Wire]) -> None:
-        self._opening = None
-        if not task.cancelled() and task.exception() is None:
-            self._wire = task.result()
-            if self._closed:
-                self._wire.close()
+    async def nodes(self) -> list[Node]:
+        """Every primary. Raises NotConnected, Refused, Closed."""
+        if self._slots is None:
+            return [await self.node()]
+        return [self._node(address) for address in await self._slots.primaries()]
 
-    def connected(self) -> Wire | None:
-        """The shared connection if it is there right now."""
-        return self._wire if self._wire is not None and self._wire.closed is None else None
+    async def wire(self, key: bytes) -> Wire:
+        """The shared connection to the server of a key, opened if need be."""
+        return await (await self.node(key)).wire()
+
+    async def open(self, key: bytes, silence_s: float) -> Wire:
+        """A further connection to the server of a key; the caller closes it."""
+        return await (await self.node(key)).open(silence_s)
+
+    def connected(self, key: bytes) -> Wire | None:
+        """The shared connection to the server of a key, if it is there right now."""
+        address = None if self._slots is None else self._slots.nowait(key)
+        node = self._nodes.get(address)
+        return None if node is None else node.connected()
+
+    def drop(self, key: bytes) -> None:
+        """Gives up the shared connection to the server of a key; the next call opens a new one, which loads the scripts."""
+        if (wire := self.connected(key)) is not None:
+            wire.close()
+
+    # Calls
 
     async def command(self, *words: bytes | str | int | float) -> Any:
-        """Sends a plain command and returns its reply."""
-        return await (await self.wire()).send(pack(words))
+        """Sends a plain command to the server of its key (without a key: to any) and returns its reply."""
+        name = str(words[0])
+        key = b"" if name in _KEYLESS else words[_KEY_AT.get(name, 1)]
+        return await (await self.node(key if isinstance(key, bytes) else str(key).encode())).command(*words)
 
     async def call(self, name: str, keys: tuple[bytes, ...], *words: bytes | str | int | float) -> Any:
-        """Runs a script and returns its reply; loads it again if the server has forgotten it (restart, SCRIPT FLUSH)."""
-        wire = await self.wire()
-        packed = pack((*self.head(name, len(keys)), *keys, *words))
-        try:
-            return await wire.send(packed)
-        except ServerSaid as e:
-            if e.code != "NOSCRIPT":
-                raise
-        await self._load(wire)
-        return await wire.send(packed)
+        """Runs a script on the server of its first key and returns its reply."""
+        return await (await self.node(keys[0])).call(name, keys, *words)
+
+    # Topics
 
     async def register(self, topic: str, partitions: int) -> None:
-        """Puts a topic on the server's list of topics, once. A failure is no matter: the next use of the topic does it."""
-        if topic in self.registered:
+        """Puts a topic on the server's list of topics, once. Raises Refused if it has another number of partitions there."""
+        if self._partitions.get(topic) == partitions:
             return
-        self.registered.add(topic)
         try:
-            await self.command("HSETNX", TOPICS, topic, partitions)
+            if not await self.command("HSETNX", TOPICS, topic, partitions):
+                known = int(await self.command("HGET", TOPICS, topic) or partitions)
+                if known != partitions:
+                    raise Refused(
+                        f"topic {topic} has {known} partitions on the server, and this program declares {partitions}: write "
+                        f"partitions={known}, or let `headrace partitions {topic} {partitions}` grow it (it never shrinks)"
+                    )
         except BackendError:
-            self.registered.discard(topic)
+            self._partitions.pop(topic, None)
+            raise
+        self._partitions[topic] = partitions
 
-    def drop(self) -> None:
-        """Gives up the shared connection; the next call opens a new one, which loads the scripts."""
-        if self._wire is not None:
-            self._wire.close()
-
-    async def _load(self, wire: Wire) -> None:
-        replies = [wire.send(pack((b"SCRIPT", b"LOAD", s.text))) for s in self.scripts.values()]
-        for answer in await asyncio.gather(*replies, return_exceptions=True):
-            if isinstance(answer, ServerSaid) and answer.code == "ERR":
-                raise Refused(
-                    f"the server does not take our scripts: it must be Redis 7.0 or newer, or Valkey 7.2 or newer ({answer})"
-                ) from answer
-            if isinstance(answer, BaseException):
-                raise answer
+    def forget(self, topic: str) -> None:
+        """The topic was deleted on the server: it is registered anew with its next use."""
+        self._partitions.pop(topic, None)
 
     async def aclose(self) -> None:
-        """Closes the shared connection. Idempotent."""
+        """Closes every connection. Idempotent."""
         self._closed = True
-        if self._opening is not None:
-            self._opening.cancel()
-        if self._wire is not None:
-            self._wire.close()
+        for node in self._nodes.values():
+            node.close()
+        for finder in (self._slots, self._sentinels):
+            if finder is not None:
+                await finder.aclose()

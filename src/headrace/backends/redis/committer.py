@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
-from headrace.backends.contract import Delivery, Settled, Settlement, Subscription, Unsettled, Verdict, delivery_of
+from headrace.backends.contract import (
+    Delivery,
+    Record,
+    Route,
+    Settled,
+    Settlement,
+    Subscription,
+    Unsettled,
+    Verdict,
+    delivery_of,
+)
 from headrace.backends.redis import keys, settle
 from headrace.backends.redis.client import Client
 from headrace.backends.redis.connection import pack
@@ -14,6 +24,7 @@ from headrace.backends.redis.replies import ServerSaid
 from headrace.backends.redis.slots import Hold, Pack, Slot
 from headrace.errors import NotConnected
 
+Publish = Callable[[Route, Sequence[Record]], Awaitable[None]]
 log = logging.getLogger("headrace.redis")
 _PROOF_MIN: Final = 4
 """Below this many entries a gate each is cheaper than asking for the pending counts."""
@@ -26,14 +37,18 @@ class Committer:
         self,
         client: Client,
         subscription: Subscription,
+        stream: str,
+        publish: Publish,
         freed: Callable[[Slot], None],
         due_in: Callable[[float], None],
     ) -> None:
-        """`freed` is told of each slot that holds nothing any more, `due_in` of the seconds until a retry is due."""
+        """`stream`: the partition; `publish`: for outputs that live on other servers; `freed` is told of each slot that holds nothing any more, `due_in` of the seconds until a retry is due."""
         self._client = client
         self._sub = subscription
-        self._topic, self._group = subscription.route.topic, subscription.group.encode()
-        self._keys = keys.group(self._topic, subscription.group)
+        self._stream, self._group = stream, subscription.group.encode()
+        self._place = stream.encode()
+        self._keys = keys.group(stream, subscription.group)
+        self._publish = publish
         self._freed, self._due_in = freed, due_in
         self.committed = 0
         """Entries settled so far."""
@@ -42,11 +57,30 @@ class Committer:
 
     async def commit(self, settled: Sequence[Settled]) -> list[Unsettled]:
         """See contract.Feed."""
+        misplaced: list[Unsettled] = []
+        if (apart := self._client.apart) is not None:
+            misplaced = await self._send_elsewhere(settled, apart)
+            if misplaced:
+                wrong = {id(m.settled) for m in misplaced}
+                settled = [s for s in settled if id(s) not in wrong]
         calls, unsettled = self._sort(settled)
         for hold, (plain, rich) in calls.items():
-            for call in settle.calls(plain, rich, self._sub.group):
+            for call in settle.calls(plain, rich, self._writes):
                 unsettled += await self._send(hold, *call)
-        return unsettled
+        return misplaced + unsettled
+
+    def _writes(self) -> settle.Writes:
+        return settle.Writes(self._sub.group, self._stream, self._client.apart)
+
+    async def _send_elsewhere(self, settled: Sequence[Settled], apart: settle.Apart) -> list[Unsettled]:
+        """Publishes the outputs that live on other servers, before their inputs are settled; returns those with effects that do."""
+        rich = [s for s in settled if isinstance(s, Settlement) and s.delivery.batch is not None]
+        misplaced = settle.misplaced(rich, self._stream, apart)
+        wrong = {id(m.settled) for m in misplaced}
+        rich = [s for s in rich if id(s) not in wrong]
+        for route, records in settle.elsewhere(rich, self._sub.group, self._stream, apart):
+            await self._publish(route, records)
+        return misplaced
 
     def _sort(
         self, settled: Sequence[Settled]
@@ -95,7 +129,9 @@ class Committer:
         self, hold: Hold, plain: Sequence[Delivery], rich: Sequence[settle.Rich], writes: settle.Writes
     ) -> Sequence[Unsettled]:
         count = len(plain) + len(rich)
-        wire = await self._client.wire()
+        for route in writes.routes:
+            await self._client.register(route.topic, route.partitions)
+        wire = await self._client.wire(self._place)
         believed = hold.held - hold.in_flight if count >= _PROOF_MIN else -1
         group = self._keys
         packed = pack((
@@ -120,8 +156,6 @@ class Committer:
         self._release(hold, [r for r in every if settle.token(r) not in why] if why else every)
         if writes.retry_ms is not None:
             self._due_in(writes.retry_ms / 1000)
-        for route in writes.routes:
-            await self._client.register(route.topic, route.partitions)
         if not lost and not why:
             return ()
         gone = set(lost)
@@ -136,7 +170,7 @@ class Committer:
         """The settlement whose write cannot be made. The others of a packed entry wait until it is settled otherwise."""
         if isinstance(rich, Pack):
             self._begun.add(rich)
-            return rich.settled.pop(settle.at_fault(rich, self._sub.group, place))
+            return rich.settled.pop(settle.at_fault(rich, self._writes, place))
         return rich
 
     def _release(self, hold: Hold, settled: Sequence[Delivery | settle.Rich]) -> None:
@@ -161,12 +195,12 @@ class Committer:
 
     def _refused(self, error: ServerSaid, hold: Hold, settled: Sequence[Delivery | settle.Rich]) -> Sequence[Unsettled]:
         if error.code == "NOSCRIPT":
-            self._client.drop()
+            self._client.drop(self._place)
             raise NotConnected("the server has forgotten the scripts; loading them again") from error
         if error.code == "NOGROUP":
             log.error(
-                "topic %s, group %s: the group is gone from the server; %d events could not be settled",
-                self._topic,
+                "%s, group %s: the group is gone from the server; %d events could not be settled",
+                self._stream,
                 self._sub.group,
                 len(settled),
             )

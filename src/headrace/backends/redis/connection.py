@@ -14,13 +14,11 @@ from collections.abc import Callable
 from typing import Any, Final
 
 import hiredis
-from redis.asyncio.connection import AbstractConnection, Connection, parse_url
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 
 from headrace.backends.redis import replies
-from headrace.errors import Closed, ConfigurationError, NotConnected
-from headrace.settings import Settings, redacted
+from headrace.backends.redis.address import Address, Place
+from headrace.backends.redis.replies import Demoted, Moved
+from headrace.errors import BackendError, Closed, ConfigurationError, NotConnected
 
 Words = tuple[bytes | str | int | float, ...]
 pack: Callable[[Words], bytes] = hiredis.pack_command  # type: ignore[assignment]  # its stub knows only tuples of one word
@@ -47,6 +45,8 @@ class Wire(asyncio.BufferedProtocol):
         self._heard = self._loop.time()
         self.closed: NotConnected | Closed | None = None
         """Why nothing can be sent any more; None while the connection lives."""
+        self.on_moved: Callable[[Moved], None] | None = None
+        """Told when the server says that a slot is elsewhere."""
         transport.set_write_buffer_limits(high=_HIGH_WATER_BYTES)
         transport.set_protocol(self)
         self._watch = self._loop.call_later(_WATCH_S, self._check_silence)
@@ -65,9 +65,22 @@ class Wire(asyncio.BufferedProtocol):
             if future.done():
                 continue
             if type(reply) is hiredis.ReplyError:
-                future.set_exception(replies.from_reply(reply))
+                future.set_exception(self._error(reply))
             else:
                 future.set_result(reply)
+
+    def _error(self, reply: hiredis.ReplyError) -> BackendError:
+        error = replies.from_reply(reply)
+        if type(error) is Moved and self.on_moved is not None:
+            self.on_moved(error)
+        elif type(error) is Demoted:  # whoever connects again asks who the primary is
+            self._loop.call_soon(self._give_up, error)
+        return error
+
+    def _give_up(self, error: NotConnected) -> None:
+        if self.closed is None:
+            self.closed = error
+            self._transport.abort()
 
     def eof_received(self) -> bool:
         """The server hung up."""
@@ -105,40 +118,26 @@ class Wire(asyncio.BufferedProtocol):
 
     def _check_silence(self) -> None:
         if self._waiting and self._loop.time() - self._heard > self._silence_s:
-            self.closed = NotConnected(f"{self._where}: no answer for {self._silence_s:.0f} s; connecting again")
-            self._transport.abort()
+            self._give_up(NotConnected(f"{self._where}: no answer for {self._silence_s:.0f} s; connecting again"))
             return
         self._watch = self._loop.call_later(_WATCH_S, self._check_silence)
 
 
-def parse(settings: Settings) -> tuple[type[AbstractConnection], dict[str, Any]]:
-    """The connection class of the client library for a URL, and its arguments. Raises ConfigurationError."""
-    try:
-        arguments: dict[str, Any] = dict(parse_url(settings.url))
-    except ValueError as e:
-        raise ConfigurationError(f"url: {redacted(settings.url)}: {e}") from None
-    kind = arguments.pop("connection_class", Connection)
-    arguments |= {
-        "protocol": 2,
-        "retry": Retry(NoBackoff(), 0),  # its own retries would publish twice; ours repeat only what is idempotent
-        "socket_connect_timeout": settings.connect_s,
-        "socket_timeout": settings.connect_s,
-    }
-    if kind is Connection:
-        arguments["socket_keepalive"] = True
-    return kind, arguments
+async def open_wire(place: Place, connect_s: float, where: str, silence_s: float, address: Address | None) -> Wire:
+    """Opens and authenticates a connection to the address, or to the one server of the place. `where`: the URL, for people.
 
-
-async def open_wire(settings: Settings, silence_s: float) -> Wire:
-    """Opens and authenticates a connection. Raises NotConnected, Refused or ConfigurationError."""
-    kind, arguments = parse(settings)
+    Raises NotConnected, Refused or ConfigurationError.
+    """
+    arguments = place.arguments
+    if address is not None:
+        arguments = arguments | {"host": address[0], "port": address[1]}
+        where = f"{where} ({address[0]}:{address[1]})"
     try:
-        connection = kind(**arguments)
+        connection = place.connection(**arguments)
     except TypeError as e:
-        raise ConfigurationError(f"url: {redacted(settings.url)}: unknown option ({e})") from None
-    where = redacted(settings.url)
+        raise ConfigurationError(f"url: {where}: unknown option ({e})") from None
     try:
-        await asyncio.wait_for(connection.connect(), settings.connect_s)  # type: ignore[no-untyped-call]
+        await asyncio.wait_for(connection.connect(), connect_s)  # type: ignore[no-untyped-call]
     except Exception as e:  # noqa: BLE001 - from_client raises again what it does not know
         with contextlib.suppress(Exception):  # it never was a connection; the reason is in `e`
             await connection.disconnect(nowait=True)

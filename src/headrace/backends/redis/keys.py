@@ -1,7 +1,7 @@
 """Every key Headrace keeps on a Redis or Valkey server, documented once, beside its name.
 
 Everything that belongs to a partition lives in the slot of its stream: `{orders}:x` and `orders` hash alike.
-`P` below is the partition's stream key: the topic's name, or `topic.N` when it has several partitions.
+`P` below is the partition's stream key: the topic's name `T`, or `T.N` when it has several partitions.
 
 Permanent keys: `P`, `{P}:delayed`, `{P}:delayed:G`, `{P}:retry:G`, `{P}:dead:G`, `{P}:group:G`, `{P}:workers:G`, `{P}:packed`,
 `headrace:topics`.
@@ -44,18 +44,37 @@ class GroupKeys(Struct, frozen=True):
     """The keys of one group on one partition."""
 
     record: bytes
-    """hash `{P}:group:G`: the group's ledger. `origin` (events of the stream before this group's first), `handled`, `dropped`,
+    """hash `{P}:group:G`: the group's ledger. `mode` (shared or ordered), `origin` (events of the stream before this group's first), `handled`, `dropped`,
     `replayed`, `added` (entries-added when last seen: tells a deleted stream from a destroyed group), `created` (Unix ms), and of packed
-    entries, of their events beyond one each: `extra_origin` (before the group's first event), `extra_settled`."""
+    entries, of their events beyond one each: `extra_origin` (before the group's first event), `extra_settled`. In ordered mode also `cursor` (the last settled
+    entry), `read` (entries up to it), the lease: `owner`, `token`, `until` (Unix ms), and the dead: `trying` (event that is handled alone),
+    `crashed`, `crashes` (workers that died at this cursor), `suspect`, `deaths` (workers that died of this event)."""
     retry: bytes
     """stream `{P}:retry:G`, with one group named G: events that G handles again. Fields: as in the stream, preceded by `id`,
-    with `attempt` and `origin` (entry in the stream it was copied from). Settled entries are deleted."""
+    with `attempt` and `origin` (entry in the stream it was copied from); in ordered mode first of all `due` (Unix ms), and without
+    a group. Settled entries are deleted."""
     delayed: bytes
     """zset `{P}:delayed:G`: netstrings of an entry's fields -> Unix ms when it is appended to the retry stream."""
     dead: bytes
     """stream `{P}:dead:G`: dead letters. Fields: as in the stream, with `attempt`, `origin`, `reason` before `data`."""
     workers: bytes
     """zset `{P}:workers:G`: worker -> Unix ms at which its lease ends, by the server's clock. Consumers are named `worker/slot`."""
+
+
+class MemberKeys(Struct, frozen=True):
+    """The keys of one group on a topic in ordered mode, whatever the number of partitions. They live in the slot of the topic's name."""
+
+    workers: bytes
+    """zset `{T}:workers:G`: worker -> Unix ms at which it is no longer counted, by the server's clock."""
+    changes: bytes
+    """stream `{T}:changes:G` of one entry: who came, went, or freed a partition last. Time to live: a day."""
+
+
+@lru_cache(4096)
+def members(topic: str, name: str) -> MemberKeys:
+    """Keys of the workers that share a topic's partitions."""
+    tag, g = b"{" + topic.encode() + b"}:", b":" + name.encode()
+    return MemberKeys(workers=tag + b"workers" + g, changes=tag + b"changes" + g)
 
 
 @lru_cache(4096)

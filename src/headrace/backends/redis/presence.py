@@ -1,4 +1,4 @@
-"""A worker's heartbeat on one subscription: renews its lease by the server's clock, appends what is due, notices the dead, trims.
+"""A worker's heartbeat in shared mode: renews its lease by the server's clock, appends what is due, notices the dead, trims.
 
 One script call each third of a lease, and one more at each moment that is known to be the due time of a delayed record. Whoever
 writes a delayed record knows that moment; everyone else learns it from the answers. An idle worker costs about 1.5 commands a second.
@@ -39,12 +39,13 @@ class Looker(Protocol):
 class Presence:
     """Keeps one worker alive in one group."""
 
-    def __init__(self, client: Client, subscription: Subscription, feed: Looker) -> None:
+    def __init__(self, client: Client, subscription: Subscription, stream: str, feed: Looker) -> None:
         """Does nothing before `start`."""
         self._client = client
         self._sub = subscription
+        self._stream = stream
         self._feed = feed
-        own, group = keys.partition(subscription.route.topic), keys.group(subscription.route.topic, subscription.group)
+        own, group = keys.partition(stream), keys.group(stream, subscription.group)
         self._keys = (own.stream, own.delayed, group.retry, group.delayed, group.workers)
         self._record = group.record
         self._loop = asyncio.get_running_loop()
@@ -82,7 +83,7 @@ class Presence:
         return self._sub.lease_s / limits.renewals_per_lease
 
     async def _live(self) -> None:
-        backoff = Backoff(f"heartbeat of group {self._sub.group} on {self._sub.route.topic}")
+        backoff = Backoff(f"heartbeat of group {self._sub.group} on {self._stream}")
         renewed = swept = self._loop.time()
         while True:
             try:
@@ -100,7 +101,7 @@ class Presence:
                     swept = started
                     self._feed.look_around()
             except ServerSaid as e:
-                log.error("heartbeat of group %s on %s: %s", self._sub.group, self._sub.route.topic, e)
+                log.error("heartbeat of group %s on %s: %s", self._sub.group, self._stream, e)
             except BackendError as e:
                 self._next = started
                 await backoff.wait(e)
@@ -114,9 +115,9 @@ class Presence:
         )
         if silent_s > self._sub.lease_s or lost:
             log.warning(
-                "topic %s, group %s: this worker was silent for %.1f s, longer than its lease of %.0f s (a handler that blocks the event "
+                "%s, group %s: this worker was silent for %.1f s, longer than its lease of %.0f s (a handler that blocks the event "
                 "loop, or a paused process); others may have taken over its events, then its own results for them are dropped",
-                self._sub.route.topic,
+                self._stream,
                 self._sub.group,
                 silent_s,
                 self._sub.lease_s,
@@ -129,5 +130,5 @@ class Presence:
             self.due_in(next_ms / 1000)
         if self._feed.committed != self._trimmed:
             self._trimmed = self._feed.committed
-            while await retention.trim(self._client, self._sub.route, self._record, _TRIM_MOST):
+            while await retention.trim(self._client, self._sub.route, self._stream, self._record, _TRIM_MOST):
                 pass

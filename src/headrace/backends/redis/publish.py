@@ -87,18 +87,19 @@ def words(records: Sequence[Record], packing: int = 1) -> list[bytes]:
 
 
 class Publisher:
-    """The one producer of a topic in this process."""
+    """The one producer of a partition in this process."""
 
-    def __init__(self, client: Client, route: Route) -> None:
-        """Sends nothing yet."""
+    def __init__(self, client: Client, route: Route, stream: str) -> None:
+        """Sends nothing yet. `stream`: the partition."""
         self._client = client
         self._loop = asyncio.get_running_loop()
-        self._stream = route.topic
+        self._stream = stream
         self._quorum = client.settings.replicas if client.settings.durability is Durability.QUORUM else 0
         self._producer = secrets.token_hex(8).encode()
         self._epoch, self._seq, self._acknowledged = 1, 0, 0
         self._heard = self._loop.time()
         own = keys.partition(self._stream)
+        self._place = own.stream
         head = client.head("publish", 5)
         self._keys = (*head, own.stream, own.producer(self._producer), own.delayed, own.ids, own.packed, self._producer)
         self._tail = (b"%d" % route.cap_events, b"%d" % limits.producer_idle_s, b"%d" % int(route.id_window_s * 1000))
@@ -115,20 +116,22 @@ class Publisher:
         self._scheduled = False
         self._recovery: asyncio.Task[None] | None = None
         self._grounded: asyncio.Future[None] | None = None
-        self._backoff = Backoff(f"publishing to {route.topic}")
+        self._backoff = Backoff(f"publishing to {stream}")
 
-    async def publish(self, records: Sequence[Record]) -> None:
-        """All of them durable when it returns. Waits while too much is under way; see Backend.publish for what it raises."""
-        if not records:
-            return
+    def publish(self, records: Sequence[Record]) -> asyncio.Future[None]:
+        """All of them durable when it is done. They set out at once, or when less is under way; see Backend.publish for what it raises."""
         if self._queued or not self._room.is_set():
             self._queued += 1
-            try:
-                async with self._entrance:  # first come, first served
-                    while not self._room.is_set():
-                        await self._room.wait()
-            finally:
-                self._queued -= 1
+            return asyncio.ensure_future(self._wait_for_room(records))
+        return self._enqueue(records)
+
+    async def _wait_for_room(self, records: Sequence[Record]) -> None:
+        try:
+            async with self._entrance:  # first come, first served
+                while not self._room.is_set():
+                    await self._room.wait()
+        finally:
+            self._queued -= 1
         await self._enqueue(records)
 
     def _enqueue(self, records: Sequence[Record]) -> asyncio.Future[None]:
@@ -182,7 +185,7 @@ class Publisher:
                 if not self._filling.records:
                     return
                 self._cut()
-            wire = self._client.connected()
+            wire = self._client.connected(self._place)
             if wire is None:
                 self._recover()
                 return
@@ -288,7 +291,7 @@ class Publisher:
                 self._sent.append(self._full.popleft())
             batch = self._sent[0]
             try:
-                wire = await self._client.wire()
+                wire = await self._client.wire(self._place)
                 await self._send(wire, batch)
             except BackendError as e:
                 await self._survive(batch, e)
@@ -300,12 +303,12 @@ class Publisher:
     async def _survive(self, batch: Batch, error: BackendError) -> None:
         """The oldest batch failed: it stays the oldest, to be sent again, or its callers learn of the error and it is gone."""
         if isinstance(error, ServerSaid) and error.code == "NOSCRIPT":
-            self._client.drop()  # a new connection loads the scripts
+            self._client.drop(self._place)  # a new connection loads the scripts
         elif isinstance(error, ServerSaid) and error.code == "GAP":
             last = int(re.findall(r"last is (\d+)", str(error))[0])
             if last < self._acknowledged:
                 log.error(
-                    "topic %s: the server has forgotten %d acknowledged events of this producer (restored, flushed or failed over "
+                    "%s: the server has forgotten %d acknowledged events of this producer (restored, flushed or failed over "
                     "without them); going on with new ones. Compare the durability level with `headrace doctor`.",
                     self._stream,
                     self._acknowledged - last,
@@ -329,7 +332,7 @@ class Publisher:
 
     async def _trim(self) -> None:
         try:
-            await retention.trim(self._client, self._route, b"", limits.batch_records_max * 10)
+            await retention.trim(self._client, self._route, self._stream, b"", limits.batch_records_max * 10)
         except BackendError as e:
             log.debug("trimming %s: %s", self._stream, e)  # it was only to make room; the publish is repeated anyway
 

@@ -21,9 +21,7 @@ _NOT_NOW: Final = {
     "CLUSTERDOWN": "the cluster is down; waiting for a failover",
     "TRYAGAIN": "the slot is being moved; trying again",
     "NOREPLICAS": "not enough replicas are connected (min-replicas-to-write); waiting for them",
-    "READONLY": "this server is a read-only replica; connect to its primary (a failover may be under way)",
-    "MOVED": "this slot lives on another node of a Cluster, which this version does not follow: use a single server",
-    "ASK": "this slot is being moved to another node of a Cluster, which this version does not follow: use a single server",
+    "ASK": "the slot is being moved to another node of the Cluster; waiting for it to arrive",
     "UNBLOCKED": "a blocking read was ended by the server; reading again",
 }
 _FULL: Final = {
@@ -55,6 +53,22 @@ _FAMILIES: Final[tuple[tuple[dict[str, str], type[BackendError]], ...]] = (
 )
 
 
+class Moved(NotConnected):
+    """The slot is served by another node of the Cluster. Nothing was done."""
+
+    def __init__(self, slot: int, address: tuple[str, int], text: str) -> None:
+        """Which slot, and where it is."""
+        super().__init__(
+            f"slot {slot} is served by another node of the Cluster, {address[0]}:{address[1]}; going there (if this comes again: a "
+            f"URL that follows a Cluster begins with redis+cluster://) [{text}]"
+        )
+        self.slot, self.address = slot, address
+
+
+class Demoted(NotConnected):
+    """The server is no primary, or no longer. Nothing was done; the connection is given up."""
+
+
 class ServerSaid(Refused):
     """A refusal with its code, for callers that act on the code (NOSCRIPT, NOGROUP, GAP, FENCED, DESTROYED)."""
 
@@ -68,6 +82,14 @@ def from_reply(reply: hiredis.ReplyError) -> BackendError:
     """The error of ours for an error reply of the server."""
     text = str(reply)
     code = text.partition(" ")[0].lstrip("-")
+    if code == "MOVED":
+        _, slot, place = text.split(" ")[:3]
+        host, _, port = place.rpartition(":")
+        return Moved(int(slot), (host, int(port)), text)
+    if code == "READONLY":
+        return Demoted(
+            f"this server is a read-only replica; connecting to the primary (a failover may be under way) [{text}]"
+        )
     for codes, kind in _FAMILIES:
         if code in codes:
             message = f"{codes[code]} [{text}]"

@@ -7,12 +7,12 @@ from headrace.backends.redis import keys
 from headrace.backends.redis.client import Client
 
 
-async def trim(client: Client, route: Route, record: bytes, most: int) -> bool:
-    """Trims up to `most` entries of the topic and notes in the group's `record`, if it exists, how many were ever added.
+async def trim(client: Client, route: Route, stream: str, record: bytes, most: int) -> bool:
+    """Trims up to `most` entries of a partition of the topic and notes in the group's `record`, if it exists, how many were ever added.
 
     True: there is more to trim. Raises as the client does.
     """
-    own = keys.partition(route.topic)
+    own = keys.partition(stream)
     _, more = await client.call(
         "trim",
         (own.stream, record, own.packed),

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+from msgspec import structs
 
 from headrace import limits
-from headrace.backends.contract import Delivery, Route, Settled, Settlement, Verdict
+from headrace.backends.contract import Delivery, Record, Route, Settled, Settlement, Unsettled, Verdict
 from headrace.backends.entry import copy_of, derived_id, fields_of
+from headrace.backends.partition import partition_of
 from headrace.backends.redis import keys
 from headrace.backends.redis.publish import due
 from headrace.backends.redis.slots import Pack
 
+Apart = Callable[[bytes, bytes], bool]
+"""Whether two keys live in different slots of a Cluster."""
 _FIRST_PLACE = 6
 """Where the keys that writes name begin; the five before them are fixed."""
 
@@ -32,9 +37,10 @@ def token(entry: Delivery | Rich) -> bytes:
 class Writes:
     """The writes of one call: words for ARGV, and the keys that they name by their place among KEYS."""
 
-    def __init__(self, group: str) -> None:
-        """None yet."""
+    def __init__(self, group: str, stream: str, apart: Apart | None, *, aside: bool = False) -> None:
+        """None yet. `stream`: the partition that the inputs are from. `aside`: events to be handled again wait in the retry stream."""
         self.group = group
+        self._stream, self._apart, self._aside = stream.encode(), apart, aside
         self.keys: list[bytes] = []
         self.words: list[bytes] = []
         self.size = 0
@@ -69,12 +75,19 @@ class Writes:
             words += (b"E", place, b"%d" % (len(effect) - 2), effect[0], *effect[2:])
             self.size += sum(map(len, effect))
         for n, (route, record) in enumerate(settlement.outputs):
-            head = self._outputs.get(route.topic) or self._place_route(route)
-            fields = fields_of(record, derived_id(delivery, self.group, n))
+            identity = derived_id(delivery, self.group, n)
+            stream = stream_of(route, record, identity)
+            if self._apart is not None and self._apart(self._stream, stream.encode()):
+                continue  # published before, see `elsewhere`
+            head = self._outputs.get(stream) or self._place_route(route, stream)
+            fields = fields_of(record, identity)
             words += (*head, record.id or b"", due(record), b"%d" % len(fields), *fields)
             self.size += sum(map(len, fields))
         verdict, delay_ms = settlement.verdict, settlement.delay_ms
-        if verdict is Verdict.RETRY:
+        if self._aside and verdict in (Verdict.RETRY, Verdict.RETURN):
+            again = verdict is Verdict.RETRY
+            self._add_copy(settlement, int(again), b"P", b"%d" % (delay_ms if again else 0))
+        elif verdict is Verdict.RETRY:
             self._add_copy(settlement, 1, b"Z", b"%d" % delay_ms)
             self.retry_ms = delay_ms if self.retry_ms is None else min(delay_ms, self.retry_ms)
         elif verdict is Verdict.DEAD:
@@ -93,22 +106,60 @@ class Writes:
         self.keys.append(key)
         return place
 
-    def _place_route(self, route: Route) -> tuple[bytes, ...]:
+    def _place_route(self, route: Route, stream: str) -> tuple[bytes, ...]:
         """The first words of an output: the place of the topic's stream (its delayed, ids and packed follow), cap and window."""
-        place, own = b"%d" % (_FIRST_PLACE + len(self.keys)), keys.partition(route.topic)
+        place, own = b"%d" % (_FIRST_PLACE + len(self.keys)), keys.partition(stream)
         head = (b"O", place, b"%d" % route.cap_events, b"%d" % int(route.id_window_s * 1000))
-        self._outputs[route.topic] = head
+        self._outputs[stream] = head
         self.routes.append(route)
         self.keys += (own.stream, own.delayed, own.ids, own.packed)
         return head
 
 
-def at_fault(pack: Pack, group: str, place: int) -> bytes:
+def stream_of(route: Route, record: Record, identity: bytes) -> str:
+    """The partition of an output: by its key, else by its id, so that it is the same however often its input is handled."""
+    if route.partitions == 1:
+        return route.topic
+    return f"{route.topic}.{partition_of(record.key or record.id or identity, route.partitions)}"
+
+
+def elsewhere(settled: Iterable[Settlement], group: str, stream: str, apart: Apart) -> list[tuple[Route, list[Record]]]:
+    """Outputs whose partitions live on other servers, with identities that drop repeats, by route."""
+    by_topic: dict[str, tuple[Route, list[Record]]] = {}
+    for settlement in settled:
+        for n, (route, record) in enumerate(settlement.outputs):
+            identity = derived_id(settlement.delivery, group, n)
+            if apart(stream.encode(), stream_of(route, record, identity).encode()):
+                by_topic.setdefault(route.topic, (route, []))[1].append(
+                    structs.replace(record, id=record.id or identity)
+                )
+    return list(by_topic.values())
+
+
+def misplaced(settled: Iterable[Settlement], stream: str, apart: Apart) -> list[Unsettled]:
+    """Those with an effect on a key that lives on another server than their input."""
+    out = []
+    for settlement in settled:
+        for effect in settlement.effects:
+            if apart(stream.encode(), effect[1]):
+                key = effect[1].decode(errors="replace")
+                out.append(
+                    Unsettled(
+                        settlement,
+                        f"key {key} lives in another slot of the Cluster than {stream}, from where the event came: "
+                        f"write to {{{stream}}}:{key}",
+                    )
+                )
+                break
+    return out
+
+
+def at_fault(pack: Pack, writes: Callable[[], Writes], place: int) -> bytes:
     """The token of the event of a packed entry whose writes hold the word at `place` (from 0) of all its writes."""
     end = 0
     for name, one in pack.settled.items():
         if isinstance(one, Settlement):
-            own = Writes(group)
+            own = writes()
             own.add(one)
             end += len(own.words) - 3
             if place < end:
@@ -117,16 +168,16 @@ def at_fault(pack: Pack, group: str, place: int) -> bytes:
 
 
 def calls(
-    plain: Sequence[Delivery], rich: Sequence[Rich], group: str
+    plain: Sequence[Delivery], rich: Sequence[Rich], empty: Callable[[], Writes]
 ) -> Iterator[tuple[Sequence[Delivery], Sequence[Rich], Writes]]:
     """Splits a batch into calls of about `limits.batch_bytes_max` of writes."""
     start = 0
     while start < len(rich):
-        writes, end = Writes(group), start
+        writes, end = empty(), start
         while end < len(rich) and writes.size < limits.batch_bytes_max:
             writes.add(rich[end])
             end += 1
         yield plain, rich[start:end], writes
         plain, start = (), end
     if plain:
-        yield plain, (), Writes(group)
+        yield plain, (), empty()

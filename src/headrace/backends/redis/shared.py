@@ -18,12 +18,13 @@ from headrace import limits
 from headrace.backends.contract import Delivery, Settled, Settlement, Subscription, Unsettled, Verdict
 from headrace.backends.redis import keys, takeover
 from headrace.backends.redis.client import Client
-from headrace.backends.redis.committer import Committer
+from headrace.backends.redis.committer import Committer, Publish
 from headrace.backends.redis.connection import Wire, pack
+from headrace.backends.redis.joining import join
 from headrace.backends.redis.presence import Presence
 from headrace.backends.redis.replies import ServerSaid
 from headrace.backends.redis.slots import Slot
-from headrace.errors import BackendError, Closed, NotConnected, Refused
+from headrace.errors import BackendError, Closed, NotConnected
 
 log = logging.getLogger("headrace.redis")
 _SAMPLE: Final = 8
@@ -31,15 +32,15 @@ _SAMPLE: Final = 8
 
 
 class SharedFeed:
-    """A worker's place in a consumer group; implements contract.Feed."""
+    """A worker's place in a consumer group of one partition; implements contract.Feed."""
 
-    def __init__(self, client: Client, subscription: Subscription) -> None:
-        """Call `join` before use."""
+    def __init__(self, client: Client, subscription: Subscription, stream: str, publish: Publish) -> None:
+        """Call `join` before use. `stream`: the partition; `publish`: for outputs that live on other servers."""
         self._client = client
         self._sub = subscription
-        self._topic, self._group = subscription.route.topic, subscription.group.encode()
-        self._own = keys.partition(self._topic)
-        self._keys = keys.group(self._topic, subscription.group)
+        self._stream, self._group = stream, subscription.group.encode()
+        self._own = keys.partition(stream)
+        self._keys = keys.group(stream, subscription.group)
         self._free: deque[Slot] = deque()
         self._slots = 0
         self._lost: list[Slot] = []
@@ -60,49 +61,24 @@ class SharedFeed:
         """How many entries like those of the last read make `read_bytes`."""
         self._packed = 1
         """How many events an entry of the last read had."""
-        self._presence = Presence(client, subscription, self)
-        self._committer = Committer(client, subscription, self._freed, self._presence.due_in)
+        self._presence = Presence(client, subscription, stream, self)
+        self._committer = Committer(client, subscription, stream, publish, self._freed, self._presence.due_in)
 
     async def join(self) -> None:
         """Creates what is absent, takes the lease, begins to renew it. Raises NotConnected, Refused."""
-        if await self._join("0" if self._sub.start == "earliest" else "$") == b"renewed":
-            self._say_deleted()
+        await join(self._client, self._sub, self._stream)
         self._presence.start()
-
-    async def _join(self, start: str) -> bytes:
-        own, group = self._own, self._keys
-        try:
-            answer: bytes = await self._client.call(
-                "join",
-                (own.stream, group.retry, group.record, group.workers, group.dead, group.delayed, own.packed),
-                self._group,
-                self._sub.consumer,
-                int(self._sub.lease_s * 1000),
-                start,
-            )
-            await self._client.register(self._topic, self._sub.route.partitions)
-        except ServerSaid as e:
-            if e.code != "DESTROYED":
-                raise
-            raise Refused(
-                f"group {self._sub.group} of topic {self._topic} was destroyed on the server while it was in use, and with it the place "
-                f"where it stood. Say where to begin again: headrace groups {self._topic} --reset {self._sub.group} --to earliest|latest|ID"
-            ) from None
-        return answer
 
     async def _rejoin(self) -> None:
         """The group is not there any more: begins anew with the topic that takes the place of the deleted one."""
-        self._client.registered.discard(self._topic)
-        if await self._join("0") != b"joined":  # else another worker was here first, and said it
-            self._say_deleted()
+        self._client.forget(self._sub.route.topic)
+        await join(self._client, self._sub, self._stream, again=True)
+        await self._client.register(self._sub.route.topic, self._sub.route.partitions)
 
-    def _say_deleted(self) -> None:
-        log.error(
-            "topic %s was deleted on the server (FLUSHALL, DEL, eviction or a restore): what group %s had not settled is lost; "
-            "beginning with the new topic's first event",
-            self._topic,
-            self._sub.group,
-        )
+    @property
+    def streams(self) -> tuple[bytes, bytes]:
+        """What it reads: the partition, and what the group handles again of it."""
+        return self._own.stream, self._keys.retry
 
     @property
     def committed(self) -> int:
@@ -180,7 +156,7 @@ class SharedFeed:
 
     async def _read(self, slot: Slot, limit: int, wait_s: float) -> Any:
         if self._wire is None or self._wire.closed is not None:
-            self._wire = await self._client.open(self._client.settings.request_s + wait_s)
+            self._wire = await self._client.open(self._own.stream, self._client.settings.request_s + wait_s)
             self._wire_id = await self._wire.send(pack(("CLIENT", "ID")))
         words: tuple[bytes | str | int, ...] = ("XREADGROUP", "GROUP", self._group, slot.name, "COUNT", limit)
         if wait_s > 0:
@@ -199,14 +175,16 @@ class SharedFeed:
         self._unblock()
 
     def _unblock(self) -> None:
-        wire = self._client.connected()
+        wire = self._client.connected(self._own.stream)
         if self._reading is not None and wire is not None:
             _forget(wire.send(pack(("CLIENT", "UNBLOCK", self._wire_id))))
 
     async def _claim(self, limit: int, lost: Slot | None) -> None:
         slot = self._new_slot()
         try:
-            taken = await takeover.claim(self._client, self._sub, slot, max(limit // self._packed, 1), lost)
+            taken = await takeover.claim(
+                self._client, self._sub, self._stream, slot, max(limit // self._packed, 1), lost
+            )
         except NotConnected:
             self._lost.append(slot)  # the server may have claimed them for it
             raise
@@ -232,8 +210,8 @@ class SharedFeed:
             dead = sum(s.verdict is Verdict.DEAD for s in self._aside)
             if dead:
                 log.error(
-                    "topic %s, group %s: dead-lettered %d events that %d workers died with",
-                    self._topic,
+                    "%s, group %s: dead-lettered %d events that %d workers died with",
+                    self._stream,
                     self._sub.group,
                     dead,
                     limits.deaths_max,
@@ -283,8 +261,8 @@ class SharedFeed:
                 pass
         except BackendError as e:
             log.warning(
-                "topic %s, group %s: %s. What this worker held is taken over when its lease ends",
-                self._topic,
+                "%s, group %s: %s. What this worker held is taken over when its lease ends",
+                self._stream,
                 self._sub.group,
                 e,
             )

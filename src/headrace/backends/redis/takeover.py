@@ -15,17 +15,17 @@ log = logging.getLogger("headrace.redis")
 
 
 async def claim(
-    client: Client, subscription: Subscription, slot: Slot, limit: int, lost: Slot | None
+    client: Client, subscription: Subscription, stream: str, slot: Slot, limit: int, lost: Slot | None
 ) -> list[tuple[Sequence[Delivery], int]]:
     """Puts up to `limit` entries of dead workers into `slot`, or all that `lost` holds: each one's events, and how many workers it saw die.
 
     Raises as the client does; after NotConnected the entries may be under the slot's name.
     """
-    topic, group = subscription.route.topic, subscription.group
-    own = keys.group(topic, group)
+    group = subscription.group
+    own = keys.group(stream, group)
     gone, taken = await client.call(
         "claim",
-        (keys.partition(topic).stream, own.retry, own.workers),
+        (keys.partition(stream).stream, own.retry, own.workers),
         group,
         subscription.consumer,
         slot.name,
@@ -35,11 +35,9 @@ async def claim(
         lost.name if lost else b"",
     )
     if gone:
-        log.error(
-            "topic %s, group %s: %d events were deleted on the server before they were handled", topic, group, gone
-        )
+        log.error("%s, group %s: %d events were deleted on the server before they were handled", stream, group, gone)
     if taken and lost is None:
-        log.warning("topic %s, group %s: took over %d events of a worker that died", topic, group, len(taken))
+        log.warning("%s, group %s: took over %d events of a worker that died", stream, group, len(taken))
     out: list[tuple[Sequence[Delivery], int]] = []
     for source, deaths, id_, fields in taken:
         hold = slot.main if source == 1 else slot.retry

@@ -1,8 +1,10 @@
 #!lua
--- A worker joins a group: creates stream, group, retry stream and record if they are absent, and takes a lease.
+-- A worker joins a group: creates stream, group, retry stream and record if they are absent; in shared mode it takes a lease.
 -- KEYS  1 stream  2 retry  3 record  4 workers  5 dead  6 delayed:G  7 packed     ARGV  1 group  2 worker  3 lease ms  4 start: 0 (earliest) or $ (latest)
+--       5 mode: shared or ordered
 -- Returns 'joined', 'created', 'adopted' (made by another tool), or 'renewed' (the stream had been deleted; what was in it is lost).
--- Error: DESTROYED (the group is gone but its stream is not: where it stood is lost, an operator must say where to begin).
+-- Errors: DESTROYED (the group is gone but its stream is not: where it stood is lost, an operator must say where to begin), MODE (the group is
+--         used in the other mode). Then nothing was written.
 local call, stream, group = redis.call, KEYS[1], ARGV[1]
 local t = call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
@@ -18,27 +20,17 @@ local function find(key)
     if info.name == group then return info end
   end
 end
-local function extra_before(place)                              -- events beyond one per entry before a place of the stream (an id, '(id' or '-')
-  local extra, seen, count = tonumber(call('HGET', KEYS[7], 'extra') or 0), 0, 1
-  while extra > 0 and seen < 100000 do
-    local page = call('XRANGE', stream, place, '+', 'COUNT', count)
-    if #page == 0 then break end
-    for _, entry in ipairs(page) do
-      if entry[2][3] == 'events' and entry[2][5] == 'before' then return tonumber(entry[2][6]) end
-    end
-    place = '(' .. page[#page][1]
-    seen = seen + #page
-    count = 100
-  end
-  return extra
-end
+-- include extra
 local exists = call('EXISTS', stream) == 1
 local info, added, length = find(stream), 0, 0
 if exists then
   added = pairs_of(call('XINFO', 'STREAM', stream))['entries-added']
   length = call('XLEN', stream)
 end
-local record = call('HMGET', KEYS[3], 'origin', 'added', 'handled')
+local record = call('HMGET', KEYS[3], 'origin', 'added', 'handled', 'mode')
+local ordered = ARGV[5] == 'ordered'
+if record[4] and record[4] ~= ARGV[5] then return redis.error_reply('MODE ' .. record[4]) end
+if ordered and info and info.pending > 0 then return redis.error_reply('MODE shared, ' .. info.pending .. ' entries are in the hands of workers') end
 local answer = 'joined'
 local function begin(origin, place)                                   -- what an earlier life of the group left behind is carried over
   local carried = 0
@@ -46,7 +38,7 @@ local function begin(origin, place)                                   -- what an
   if call('EXISTS', KEYS[5]) == 1 then carried = carried + call('XLEN', KEYS[5]) end
   if call('EXISTS', KEYS[6]) == 1 then carried = carried + call('ZCARD', KEYS[6]) end
   call('HSET', KEYS[3], 'origin', origin, 'replayed', carried, 'added', added, 'created', string.format('%d', now),
-    'extra_origin', place == '$' and (call('HGET', KEYS[7], 'extra') or 0) or extra_before(place), 'extra_settled', 0)
+    'extra_origin', place == '$' and (call('HGET', KEYS[7], 'extra') or 0) or extra_before(KEYS[7], place), 'extra_settled', 0)
 end
 local function create(start)
   local origin = start == '0' and added - length or added
@@ -73,6 +65,14 @@ elseif not info then
   call('DEL', KEYS[3])
   create('0')
 end
+if not record[4] or answer == 'renewed' then
+  call('HSET', KEYS[3], 'mode', ARGV[5])
+  if ordered then
+    info = find(stream)
+    call('HSET', KEYS[3], 'cursor', info['last-delivered-id'], 'read', info['entries-read'])
+  end
+end
+if ordered then return answer end
 if not find(KEYS[2]) then call('XGROUP', 'CREATE', KEYS[2], group, '0', 'MKSTREAM') end
 call('ZADD', KEYS[4], string.format('%d', now + ARGV[3]), ARGV[2])
 return answer

@@ -9,20 +9,7 @@ local function pairs_of(flat)
   for i = 1, #flat, 2 do map[flat[i]] = flat[i + 1] end
   return map
 end
-local function extra_before(place)                              -- events beyond one per entry before a place of the stream (an id, '(id' or '-')
-  local extra, seen, count = tonumber(call('HGET', KEYS[8], 'extra') or 0), 0, 1
-  while extra > 0 and seen < 100000 do
-    local page = call('XRANGE', stream, place, '+', 'COUNT', count)
-    if #page == 0 then break end
-    for _, entry in ipairs(page) do
-      if entry[2][3] == 'events' and entry[2][5] == 'before' then return tonumber(entry[2][6]) end
-    end
-    place = '(' .. page[#page][1]
-    seen = seen + #page
-    count = 100
-  end
-  return extra
-end
+-- include extra
 local added = pairs_of(call('XINFO', 'STREAM', KEYS[1]))['entries-added']
 local info
 for _, flat in ipairs(call('XINFO', 'GROUPS', KEYS[1])) do
@@ -50,7 +37,7 @@ if type(read) ~= 'number' or ARGV[2] ~= '1' then             -- lost by the serv
   until #page < 100 or unread >= 100000
   read = unread < 100000 and added - unread or -1
 end
-local extra, ahead = tonumber(call('HGET', KEYS[8], 'extra') or 0), extra_before('(' .. info['last-delivered-id'])
+local extra, ahead = tonumber(call('HGET', KEYS[8], 'extra') or 0), extra_before(KEYS[8], '(' .. info['last-delivered-id'])
 return {added, tonumber(record[1] or -1), tonumber(record[2] or 0), tonumber(record[3] or 0), size('XLEN', KEYS[6]), tonumber(record[4] or 0),
   pending[1], read, size('ZCARD', KEYS[4]), size('ZCARD', KEYS[5]) + size('XLEN', KEYS[3]),
   call('ZCOUNT', KEYS[7], string.format('%d', now), '+inf'), oldest,

@@ -8,23 +8,10 @@ if call('EXISTS', stream) == 1 then
   for i = 1, #flat, 2 do if flat[i] == 'entries-added' then added = flat[i + 1] end end
   length = call('XLEN', stream)
 end
-local function extra_before(place)                              -- events beyond one per entry before a place of the stream (an id, '(id' or '-')
-  local extra, seen, count = tonumber(call('HGET', KEYS[6], 'extra') or 0), 0, 1
-  while extra > 0 and seen < 100000 do
-    local page = call('XRANGE', stream, place, '+', 'COUNT', count)
-    if #page == 0 then break end
-    for _, entry in ipairs(page) do
-      if entry[2][3] == 'events' and entry[2][5] == 'before' then return tonumber(entry[2][6]) end
-    end
-    place = '(' .. page[#page][1]
-    seen = seen + #page
-    count = 100
-  end
-  return extra
-end
+-- include extra
 local place = '(' .. ARGV[2]
 if ARGV[2] == '0' then place = '-' elseif ARGV[2] == '$' then place = '+' end
-local extra_origin = place == '+' and call('HGET', KEYS[6], 'extra') or extra_before(place)
+local extra_origin = place == '+' and call('HGET', KEYS[6], 'extra') or extra_before(KEYS[6], place)
 local origin
 if ARGV[2] == '0' then origin = added - length
 elseif ARGV[2] == '$' then origin = added

@@ -1,0 +1,90 @@
+"""Which servers a URL names, and how redis-py connects to them.
+
+redis://user:password@host:port/db          one server; rediss:// with TLS, unix:///path through a socket file
+redis+cluster://user:password@host:port,host:port        a Cluster, found through any of these nodes
+redis+sentinel://user:password@host:port,host:port/service/db     the primary that these sentinels name
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, Literal
+from urllib.parse import urlsplit, urlunsplit
+
+from msgspec import Struct
+from redis.asyncio.connection import AbstractConnection, Connection, parse_url
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+
+from headrace.errors import ConfigurationError
+from headrace.settings import Settings, redacted
+
+Address = tuple[str, int]
+"""Host and port."""
+Kind = Literal["single", "cluster", "sentinel"]
+_PORTS: Final[dict[Kind, int]] = {"single": 6379, "cluster": 6379, "sentinel": 26379}
+
+
+class Place(Struct, frozen=True):
+    """What a URL says."""
+
+    kind: Kind
+    connection: type[AbstractConnection]
+    arguments: dict[str, Any]
+    """Of `connection`; of a Cluster or Sentinel without host and port."""
+    seeds: tuple[Address, ...] = ()
+    """Nodes of the Cluster, or sentinels."""
+    service: str = ""
+    """The name of the primary among the sentinels."""
+    secure: bool = False
+
+
+def parse(settings: Settings) -> Place:
+    """The place of the URL. Raises ConfigurationError."""
+    shown = redacted(settings.url)
+    try:
+        parts = urlsplit(settings.url)
+        scheme, _, kind = parts.scheme.partition("+")
+        if not kind:
+            connection, arguments = _arguments(settings, settings.url)
+            return Place("single", connection, arguments)
+        if kind not in ("cluster", "sentinel"):
+            raise ValueError(f"expected redis+cluster or redis+sentinel, got {parts.scheme}")
+        user, at, hosts = parts.netloc.rpartition("@")
+        seeds = tuple(_address(host, _PORTS[kind]) for host in hosts.split(","))  # type: ignore[index]  # one of the two
+        service, _, db = parts.path.strip("/").partition("/")
+        if kind == "cluster" and service not in ("", "0"):
+            raise ValueError(f"a Cluster has only database 0, got {service!r}")
+        if kind == "sentinel" and not service:
+            raise ValueError(
+                "expected the name of the service behind the sentinels, as in redis+sentinel://host:26379/NAME"
+            )
+        plain = (scheme, f"{user}{at}{seeds[0][0]}:{seeds[0][1]}", f"/{db or 0}", parts.query, "")
+        connection, arguments = _arguments(settings, urlunsplit(plain))
+    except ValueError as e:
+        raise ConfigurationError(f"url: {shown}: {e}") from None
+    for name in ("host", "port", *(("db",) if kind == "cluster" else ())):
+        arguments.pop(name, None)
+    return Place(kind, connection, arguments, seeds, service if kind == "sentinel" else "", scheme == "rediss")  # type: ignore[arg-type]  # one of the two
+
+
+def _address(text: str, port: int) -> Address:
+    """`host`, `host:port` or `[::1]:port`."""
+    parts = urlsplit(f"//{text}")
+    if not parts.hostname:
+        raise ValueError(f"expected hosts as host:port,host:port, got {text!r}")
+    return parts.hostname, parts.port or port
+
+
+def _arguments(settings: Settings, url: str) -> tuple[type[AbstractConnection], dict[str, Any]]:
+    """The connection class of the client library for a plain URL, and its arguments. Raises ValueError."""
+    arguments: dict[str, Any] = dict(parse_url(url))
+    kind = arguments.pop("connection_class", Connection)
+    arguments |= {
+        "protocol": 2,
+        "retry": Retry(NoBackoff(), 0),  # its own retries would publish twice; ours repeat only what is idempotent
+        "socket_connect_timeout": settings.connect_s,
+        "socket_timeout": settings.connect_s,
+    }
+    if kind is Connection:
+        arguments["socket_keepalive"] = True
+    return kind, arguments

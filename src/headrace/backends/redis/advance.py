@@ -1,0 +1,210 @@
+"""Commits of ordered mode: one call of scripts/advance.lua settles all that can be settled of a partition."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from itertools import chain
+
+from headrace import limits
+from headrace.backends.contract import (
+    Delivery,
+    Record,
+    Route,
+    Settled,
+    Settlement,
+    Subscription,
+    Unsettled,
+    Verdict,
+    delivery_of,
+)
+from headrace.backends.redis import settle
+from headrace.backends.redis.client import Client
+from headrace.backends.redis.connection import pack
+from headrace.backends.redis.holding import Holding
+from headrace.backends.redis.leases import Leases
+from headrace.backends.redis.lines import Aside
+from headrace.backends.redis.replies import ServerSaid
+from headrace.errors import NotConnected
+
+
+class Advance:
+    """Sends the commits of one feed."""
+
+    def __init__(
+        self,
+        client: Client,
+        subscription: Subscription,
+        leases: Leases,
+        publish: Callable[[Route, Sequence[Record]], Awaitable[None]],
+    ) -> None:
+        """`publish`: for outputs that live on other servers."""
+        self._client, self._sub, self._leases, self._publish = client, subscription, leases, publish
+        self._loop = asyncio.get_running_loop()
+        self._group = subscription.group.encode()
+        self._lease_ms = b"%d" % int(subscription.lease_s * 1000)
+
+    async def commit(self, settled: Sequence[Settled]) -> list[Unsettled]:
+        """See contract.Feed."""
+        touched, unsettled = self._sort(settled)
+        if len(touched) == 1:
+            return unsettled + await self.flush(touched.popitem()[0])
+        ended = await asyncio.gather(*(self.flush(h) for h in touched), return_exceptions=True)
+        for one in ended:
+            if isinstance(one, BaseException):
+                raise one
+            unsettled += one
+        return unsettled
+
+    def _sort(self, settled: Sequence[Settled]) -> tuple[dict[Holding, None], list[Unsettled]]:
+        """Enters what is settled into the books; returns the partitions it belongs to, and what cannot be settled any more."""
+        touched: dict[Holding, None] = {}
+        unsettled: list[Unsettled] = []
+        place, end = 0, len(settled)
+        while place < end:
+            one = settled[place]
+            delivery = one if isinstance(one, Delivery) else one.delivery
+            own = delivery.batch
+            place += 1
+            holding = own.holding if type(own) is Aside else own
+            if own is None or holding.lost:
+                unsettled.append(Unsettled(one))
+                continue
+            touched[holding] = None
+            if type(own) is Aside:
+                holding.aside[own] = one
+            elif self._stops(one):
+                self._stop(holding, delivery, one)  # type: ignore[arg-type]  # RETRY is a Settlement
+            elif taken := holding.settle_run(settled, place - 1):
+                place += taken - 1
+            elif delivery not in holding.final:
+                holding.marks[delivery] = one
+        return touched, unsettled
+
+    def _stops(self, one: Settled) -> bool:
+        return self._sub.on_failure == "stop" and isinstance(one, Settlement) and one.verdict is Verdict.RETRY
+
+    def _stop(self, holding: Holding, delivery: Delivery, one: Settlement) -> None:
+        """The partition waits and begins again with what is not settled then."""
+        holding.attempts = {delivery.token: delivery.attempt + 1}
+        holding.paused_until = self._loop.time() + one.delay_ms / 1000
+        holding.rewind(delivery)
+
+    # One partition
+
+    async def flush(self, holding: Holding) -> list[Unsettled]:
+        """Writes what can be written of a partition. Raises NotConnected, Overloaded, Refused, Closed; then it can be repeated."""
+        async with holding.flushing:
+            while not holding.lost:
+                holding.collect()
+                if not holding.ready and not holding.aside:
+                    holding.look_empty()
+                    return []
+                if unsettled := await self._send(holding):
+                    return unsettled
+        return [Unsettled(s) for s in holding.drop()]
+
+    async def _send(self, holding: Holding) -> list[Unsettled]:
+        settled, asides = self._cut(holding), holding.asides()
+        kept = [(own, one) for own, one in asides if one.verdict is not Verdict.RETURN]
+        group = holding.keys
+        try:
+            apart = self._client.apart
+            if apart and (refused := await self._send_elsewhere(holding, [*settled, *(one for _, one in kept)], apart)):
+                return self._refuse(holding, settled, refused)
+            writes = settle.Writes(self._sub.group, holding.stream, self._client.apart, aside=True)
+            rich = [s for s in settled if isinstance(s, Settlement)]
+            tokens = [own.token for own, _ in kept]
+            for one in (*rich, *(one for _, one in kept)):
+                writes.add(one)
+            for route in writes.routes:
+                await self._client.register(route.topic, route.partitions)
+            last = settled[-1] if settled else None
+            cursor = delivery_of(last).token.partition(b"/")[0] if last is not None else holding.cursor
+            entries = _entries(settled)
+            wire = await self._client.wire(holding.own.stream)
+            answer = await wire.send(pack((
+                *self._client.head("advance", 5 + len(writes.keys)), holding.own.stream, group.retry, group.record, group.dead, group.delayed,
+                *writes.keys, self._group, holding.token, holding.cursor, cursor, b"%d" % entries, b"%d" % (len(settled) - len(rich)),
+                b"%d" % (len(settled) - entries), self._lease_ms, b"%d" % len(rich), b"%d" % len(tokens), *tokens, *writes.words,
+            )))  # fmt: skip
+        except ServerSaid as e:
+            holding.restore(settled)
+            if e.code == "NOSCRIPT":
+                self._client.drop(holding.own.stream)
+                raise NotConnected("the server has forgotten the scripts; loading them again") from e
+            if e.code in ("FENCED", "CURSOR", "NOGROUP"):
+                self._leases.lose(holding, e)
+                return []
+            raise
+        except BaseException:
+            holding.restore(settled)
+            raise
+        if answer[0] == 2:  # noqa: PLR2004 - see scripts/advance.lua
+            index, why = answer[1], answer[3].decode(errors="replace")
+            bad = rich[index] if index < len(rich) else kept[index - len(rich)][1]
+            return self._refuse(holding, settled, [Unsettled(bad, why)])
+        holding.cursor = cursor
+        holding.written(settled, asides)
+        return []
+
+    def _cut(self, holding: Holding) -> list[Settled]:
+        """Takes from what is ready as much as one call may carry, whole entries."""
+        ready, size, end = holding.ready, 0, 0
+        for place, one in enumerate(ready):
+            if isinstance(one, Settlement):
+                size += sum(len(r.body) for _, r in one.outputs) + sum(map(len, chain(*one.effects))) + _copied(one)
+            if size > limits.batch_bytes_max and end:
+                holding.ready = []
+                holding.restore(ready[end:])
+                return ready[:end]
+            following = ready[place + 1] if place + 1 < len(ready) else None
+            if following is None or _entry(following) != _entry(one):
+                end = place + 1
+        holding.ready = []
+        return ready
+
+    def _refuse(self, holding: Holding, settled: Sequence[Settled], refused: list[Unsettled]) -> list[Unsettled]:
+        """Nothing was written; these have to be settled otherwise."""
+        holding.restore(settled)
+        for one in refused:
+            delivery = delivery_of(one.settled)
+            if isinstance(delivery.batch, Aside):
+                holding.aside.pop(delivery.batch, None)
+            else:
+                holding.marks.pop(delivery, None)
+                holding.final.discard(delivery)
+        return refused
+
+    async def _send_elsewhere(
+        self, holding: Holding, settled: Sequence[Settled], apart: Callable[[bytes, bytes], bool]
+    ) -> list[Unsettled]:
+        """Publishes the outputs that live on other servers, before their inputs are settled; returns those with effects that do."""
+        rich = [s for s in settled if isinstance(s, Settlement) and (s.outputs or s.effects)]
+        refused = settle.misplaced(rich, holding.stream, apart)
+        if refused:
+            return refused
+        outputs = settle.elsewhere(rich, self._sub.group, holding.stream, apart)
+        if outputs:
+            if (
+                self._loop.time() > holding.until
+            ):  # it may have been silent for too long: ask before anything is written
+                await self._leases.renew(holding)
+            for route, records in outputs:
+                await self._publish(route, records)
+        return []
+
+
+def _entry(settled: Settled) -> bytes:
+    return delivery_of(settled).token.partition(b"/")[0]
+
+
+def _entries(settled: Sequence[Settled]) -> int:
+    """How many entries these events are of."""
+    if not any(b"/" in delivery_of(s).token for s in settled):
+        return len(settled)
+    return len({_entry(s) for s in settled})
+
+
+def _copied(one: Settlement) -> int:
+    return 0 if one.verdict is Verdict.HANDLED else sum(map(len, one.delivery.fields))
