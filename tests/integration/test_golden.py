@@ -20,9 +20,10 @@ import pytest
 from headrace import limits
 from headrace.backends.contract import Delivery, Record, Route, Settlement, Verdict
 from headrace.backends.entry import attempt_of, copy_of, derived_id
+from headrace.backends.partition import partition_of
 from headrace.backends.redis import keys
-from headrace.backends.redis.node import load_scripts
 from headrace.backends.redis.inspect import _netstrings
+from headrace.backends.redis.node import load_scripts
 from headrace.backends.redis.publish import words
 from headrace.backends.redis.record_batch import unpacked
 from headrace.backends.redis.settle import Writes, calls
@@ -203,6 +204,11 @@ def test_delayed_records_are_netstrings(shared: Server, script: str, case: Case)
     shared.command("EVALSHA", SCRIPTS["tend"].digest, 2, "orders", "{orders}:delayed", "", 0, 10)
     ((_, got),) = shared.command("XRANGE", "orders", "-", "+")
     assert got == fields
+
+
+@pytest.mark.parametrize(("script", "case"), cases("partition"))
+def test_partitions_are_chosen_so(script: str, case: Case) -> None:
+    assert partition_of(case["key"].encode(), case["partitions"]) == case["partition"]
 
 
 @pytest.mark.parametrize(("script", "case"), cases("record_batch"))

@@ -112,6 +112,9 @@ class Advance:
             apart = self._client.apart
             if apart and (refused := await self._send_elsewhere(holding, [*settled, *(one for _, one in kept)], apart)):
                 return self._refuse(holding, settled, refused)
+            if holding.lost:
+                holding.restore(settled)
+                return []
             writes = settle.Writes(self._sub.group, holding.stream, self._client.apart, aside=True)
             rich = [s for s in settled if isinstance(s, Settlement)]
             tokens = [own.token for own, _ in kept]

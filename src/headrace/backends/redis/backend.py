@@ -18,7 +18,8 @@ from headrace.backends.redis.node import Script
 from headrace.backends.redis.ordered import OrderedFeed
 from headrace.backends.redis.publish import Publisher
 from headrace.backends.redis.shared import SharedFeed
-from headrace.errors import BackendError, Closed
+from headrace.backoff import Backoff
+from headrace.errors import BackendError, Closed, NotConnected, Overloaded
 from headrace.settings import Settings
 
 log = logging.getLogger("headrace.redis")
@@ -59,7 +60,8 @@ class RedisBackend:
             raise Closed("the app was closed")
         if not records:
             return
-        await self.client.register(route.topic, route.partitions)
+        if not self.client.is_registered(route.topic, route.partitions):
+            await self._register(route)
         if route.partitions == 1:
             await self._publisher(route, route.topic).publish(records)
             delayed = [(route.topic, r) for r in records if r.delay_ms or r.at_ms]
@@ -77,6 +79,22 @@ class RedisBackend:
             delayed = [(stream, r) for stream, own in by_stream.items() for r in own if r.delay_ms or r.at_ms]
         for stream, record in delayed:
             self._append_when_due(stream, record)
+
+    async def _register(self, route: Route) -> None:
+        """As patient as publishing is: the server may be absent for a while."""
+        deadline = time.monotonic() + self.client.settings.publish_wait_s
+        backoff = Backoff(f"publishing to {route.topic}")
+        while True:
+            try:
+                await self.client.register(route.topic, route.partitions)
+            except (NotConnected, Overloaded) as e:
+                if self._closed:
+                    raise Closed("the app was closed before this event was sent") from None
+                if time.monotonic() > deadline:
+                    raise
+                await backoff.wait(e)
+            else:
+                return
 
     def _publisher(self, route: Route, stream: str) -> Publisher:
         publisher = self._publishers.get(stream)

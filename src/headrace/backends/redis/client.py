@@ -116,7 +116,7 @@ class Client:
     async def command(self, *words: bytes | str | int | float) -> Any:
         """Sends a plain command to the server of its key (without a key: to any) and returns its reply."""
         name = str(words[0])
-        key = b"" if name in _KEYLESS else words[_KEY_AT.get(name, 1)]
+        key = b"" if name in _KEYLESS or len(words) == 1 else words[_KEY_AT.get(name, 1)]
         return await (await self.node(key if isinstance(key, bytes) else str(key).encode())).command(*words)
 
     async def call(self, name: str, keys: tuple[bytes, ...], *words: bytes | str | int | float) -> Any:
@@ -124,6 +124,10 @@ class Client:
         return await (await self.node(keys[0])).call(name, keys, *words)
 
     # Topics
+
+    def is_registered(self, topic: str, partitions: int) -> bool:
+        """Whether `register` has nothing to do."""
+        return self._partitions.get(topic) == partitions
 
     async def register(self, topic: str, partitions: int) -> None:
         """Puts a topic on the server's list of topics, once. Raises Refused if it has another number of partitions there."""

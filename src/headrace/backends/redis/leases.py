@@ -101,7 +101,8 @@ class Leases:
         while not holding.lost:
             await asyncio.sleep(pause_s)
             try:
-                await self.renew(holding)
+                if not await self.renew(holding):
+                    return
                 next_ms, _, _ = await self._client.call(
                     "tend", (holding.own.stream, holding.own.delayed), b"", 0, limits.batch_records_max
                 )
@@ -111,8 +112,7 @@ class Leases:
                     )
                     trimmed = trimmed if more else holding.cursor
             except ServerSaid as e:
-                if not holding.lost:
-                    log.error("lease of %s for group %s: %s", holding.stream, self._sub.group, e)
+                log.error("lease of %s for group %s: %s", holding.stream, self._sub.group, e)
                 pause_s = interval_s
             except BackendError as e:
                 await backoff.wait(e)
@@ -121,8 +121,8 @@ class Leases:
                 backoff.over()
                 pause_s = min(interval_s, next_ms / 1000 + 0.001) if next_ms >= 0 else interval_s
 
-    async def renew(self, holding: Holding, trying: bytes = b"") -> None:
-        """Renews the lease; `trying`: the event that is given out alone now. Loses the holding if it is not ours any more. Raises."""
+    async def renew(self, holding: Holding, trying: bytes = b"") -> bool:
+        """Renews the lease; `trying`: the event that is given out alone now. False: it is not ours any more. Raises as the client does."""
         sent = self._loop.time()
         try:
             _, now_ms = await self._client.call(
@@ -131,8 +131,10 @@ class Leases:
         except ServerSaid as e:
             if e.code in ("FENCED", "NOGROUP"):
                 self.lose(holding, e)
+                return False
             raise
         self._renewed(holding, sent, now_ms)
+        return True
 
     def lose(self, holding: Holding, why: ServerSaid) -> None:
         """Another worker has the partition, or it was deleted: nothing that is in hand can be settled."""

@@ -128,8 +128,7 @@ class OrderedFeed:
             log.error("%s, group %s: dead-lettered an event that workers died with", holding.stream, self._sub.group)
             await self.commit([Settlement(given[0], Verdict.DEAD, reason=reason)])
             return []
-        await self._leases.renew(holding, token)
-        return given
+        return given if await self._leases.renew(holding, token) else []
 
     async def _fetch(self, holding: Holding, asides: Sequence[Aside]) -> list[Delivery]:
         try:
