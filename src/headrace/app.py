@@ -6,11 +6,12 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
 from types import TracebackType, UnionType
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack, overload
 
 from headrace import backends, limits, settings
-from headrace.backends.contract import Backend, Route
+from headrace.backends.contract import Backend
 from headrace.errors import Closed, ConfigurationError
+from headrace.route import TopicOptions, route
 from headrace.topic import Group, Topic
 
 if TYPE_CHECKING:
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from headrace.testing.harness import Testing
 
 T = TypeVar("T")
-Packing = Literal["none", "batch"]
 
 
 class Headrace:
@@ -52,12 +52,7 @@ class Headrace:
         event_type: type[T],
         *,
         key: str | Callable[[T], object] | None = None,
-        cap_events: int = ...,
-        retain_events: int = ...,
-        retain_s: float = ...,
-        id_window_s: float = ...,
-        packing: Packing = ...,
-        partitions: int = ...,
+        **options: Unpack[TopicOptions],
     ) -> Topic[T]: ...
 
     @overload
@@ -67,12 +62,7 @@ class Headrace:
         event_type: UnionType | type[Any],  # of a union of Structs mypy thinks it is one or the other
         *,
         key: str | Callable[[Any], object] | None = None,
-        cap_events: int = ...,
-        retain_events: int = ...,
-        retain_s: float = ...,
-        id_window_s: float = ...,
-        packing: Packing = ...,
-        partitions: int = ...,
+        **options: Unpack[TopicOptions],
     ) -> Topic[Any]: ...
 
     def topic(
@@ -81,42 +71,15 @@ class Headrace:
         event_type: Any,
         *,
         key: str | Callable[[Any], object] | None = None,
-        cap_events: int = limits.cap_events,
-        retain_events: int = limits.retain_events,
-        retain_s: float = limits.retain_s,
-        id_window_s: float = limits.id_window_s,
-        packing: Packing = "none",
-        partitions: int = 1,
+        **options: Unpack[TopicOptions],
     ) -> Topic[Any]:
         """A topic of events of one type, or of a union of classes.
 
-        `key`: the field (or a function) that gives the ordering key. `cap_events`: publish() waits, then raises Overloaded, while the
-        topic holds that many. `retain_events`, `retain_s`: how much of what every group has settled is kept for replay.
-        `id_window_s`: how long a caller-given `id=` drops repeats. `packing="batch"`: up to `limits.packing_records` events that are
-        published together share an entry of the stream: several times as many events a second, and all of an entry are settled
-        in one moment, with the slowest. `partitions`: how many streams the topic has; the key decides which one an event goes to. It is
-        for ordered subscriptions, which give each partition to one worker, and for a Cluster, whose servers share them. It can grow later,
-        by `headrace partitions`. Raises ConfigurationError.
+        `key`: the field (or a function) that gives the ordering key. `options`: see TopicOptions. Raises ConfigurationError.
         """
         if name in self.topics:
             raise ConfigurationError(f"topic {name} is declared twice; keep the Topic object and use it in both places")
-        for option, value in (("cap_events", cap_events), ("id_window_s", id_window_s)):
-            if not 0 < value <= limits.number_max:
-                raise ConfigurationError(f"{option}: expected a positive number, got {value!r}")
-        for option, value in (("retain_events", retain_events), ("retain_s", retain_s)):
-            if not 0 <= value <= limits.number_max:
-                raise ConfigurationError(f"{option}: expected 0 or more, got {value!r}")
-        if packing not in ("none", "batch"):
-            raise ConfigurationError(f"packing: expected none or batch, got {packing!r}")
-        if (
-            isinstance(partitions, bool)
-            or not isinstance(partitions, int)
-            or not 1 <= partitions <= limits.partitions_max
-        ):
-            raise ConfigurationError(f"partitions: expected 1 to {limits.partitions_max}, got {partitions!r}")
-        packed = limits.packing_records if packing == "batch" else 1
-        route = Route(name, partitions, cap_events, retain_events, retain_s, id_window_s, packed)
-        topic: Topic[Any] = Topic(self, route, event_type, key)
+        topic: Topic[Any] = Topic(self, route(name, options), event_type, key)
         self.topics[name] = topic
         return topic
 

@@ -173,27 +173,13 @@ class Topic(Generic[T]):
         `skip`, there is no retry, it is dead-lettered at once; `stop`, its whole partition waits, for as long as it takes.
         Raises ConfigurationError.
         """
-        check_name("group", group)
-        _check("start", start in ("earliest", "latest"), "earliest or latest", start)
-        _check("lanes", 1 <= lanes <= 10_000, "1 to 10,000", lanes)  # noqa: PLR2004 - said in the message
-        _check("batch", 1 <= batch <= limits.read_records_max, f"1 to {limits.read_records_max}", batch)
-        _check("ordered", isinstance(ordered, bool), "True or False", ordered)
-        _check("on_failure", on_failure in ("park", "skip", "stop"), "park, skip or stop", on_failure)
-        if ordered and self._key is None:
-            raise ConfigurationError(
-                f'group {group}: ordered=True needs to know whose events are in order: app.topic({self.name!r}, ..., key="customer")'
-            )
-        if on_failure != "park" and not ordered:
-            raise ConfigurationError(
-                f"group {group}: on_failure={on_failure!r} is for ordered=True; in shared mode nothing waits"
-            )
+        declared = Group(self, group, start, lanes, batch, [], ordered, on_failure)
+        self._check_group(declared)
         _check("timeout_s", timeout_s is None or timeout_s > 0, "a positive number or None", timeout_s)
 
         def declare(function: F) -> F:
             handler = examine(function, self.event_type, retry or Retry(), timeout_s)
-            known = self._app.groups.setdefault(
-                (self.name, group), Group(self, group, start, lanes, batch, [], ordered, on_failure)
-            )
+            known = self._app.groups.setdefault((self.name, group), declared)
             if (known.ordered, known.on_failure) != (ordered, on_failure):
                 raise ConfigurationError(
                     f"{handler.name}: the handlers of group {group} of topic {self.name} all have the same ordered= and on_failure="
@@ -213,6 +199,24 @@ class Topic(Generic[T]):
             return function
 
         return declare
+
+    def _check_group(self, group: Group) -> None:
+        """Raises ConfigurationError for what cannot be meant."""
+        check_name("group", group.name)
+        _check("start", group.start in ("earliest", "latest"), "earliest or latest", group.start)
+        _check("lanes", 1 <= group.lanes <= 10_000, "1 to 10,000", group.lanes)  # noqa: PLR2004 - said in the message
+        _check("batch", 1 <= group.batch <= limits.read_records_max, f"1 to {limits.read_records_max}", group.batch)
+        _check("ordered", isinstance(group.ordered, bool), "True or False", group.ordered)
+        _check("on_failure", group.on_failure in ("park", "skip", "stop"), "park, skip or stop", group.on_failure)
+        if group.ordered and self._key is None:
+            raise ConfigurationError(
+                f"group {group.name}: ordered=True needs to know whose events are in order: "
+                f'app.topic({self.name!r}, ..., key="customer")'
+            )
+        if group.on_failure != "park" and not group.ordered:
+            raise ConfigurationError(
+                f"group {group.name}: on_failure={group.on_failure!r} is for ordered=True; in shared mode nothing waits"
+            )
 
 
 class _Sender:

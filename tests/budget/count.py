@@ -15,8 +15,8 @@ from unittest.mock import patch
 from msgspec import Struct
 
 from headrace import Context, Headrace, Topic, limits
-from headrace.app import Packing
 from headrace.observe import LogObserver
+from headrace.route import Packing
 from headrace.runtime import pump, worker
 from tests.budget.instructions import Instructions
 from tests.servers import Server

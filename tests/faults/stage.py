@@ -17,8 +17,8 @@ import msgspec
 
 from headrace.backends.contract import GroupInfo, Letter
 from headrace.backends.redis.client import Client
-from headrace.backends.redis.node import load_script
 from headrace.backends.redis.inspect import RedisInspector
+from headrace.backends.redis.node import load_script
 from headrace.settings import Settings
 from headrace.testing.faults import Matcher, Program, command
 from tests.faults.apps import Job, Line, line

@@ -179,7 +179,8 @@ class Feed(Protocol):
         """Settles deliveries of one `take`; each one entirely or not at all, the first to settle an entry wins.
 
         Events that share an entry (see Route.packing) are settled in the moment when the last of them is given to commit, and those of an
-        ordered subscription when all before them in their partition are; what is returned may then name those that were given before. Returns those that were not applied. Repeating a call whose answer was lost is safe.
+        ordered subscription when all before them in their partition are; what is returned may then name those that were given before.
+        Returns those that were not applied. Repeating a call whose answer was lost is safe.
         Raises NotConnected (outcome unknown: repeat), Overloaded (repeat later), Refused, Closed.
         """
         ...

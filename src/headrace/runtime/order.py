@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from headrace.backends.contract import Delivery, Settled, Settlement, Verdict, delivery_of
-from headrace.runtime.work import Work
+from headrace.runtime.execute import Executor
+from headrace.runtime.turn import Turn
+from headrace.runtime.work import Lane, Work
 
 Key = bytes | None
 
 
 class Order:
-    """The keys of one ordered group in one worker."""
+    """The keys of one ordered group in one worker, and how its lanes go through what a read brought."""
 
-    def __init__(self) -> None:
-        """Nothing is at work."""
+    def __init__(self, executor: Executor, turn: Turn, settle: Callable[[Work, Sequence[Settled]], None]) -> None:
+        """Nothing is at work. `settle` takes the results of a work."""
+        self._executor, self._turn, self._settle = executor, turn, settle
+        self._loop = asyncio.get_running_loop()
+        self.run = self._run_batches if executor.batched else self._run_singles
+        """Handles what nobody has begun of a work, one event of a key at a time: the lane that has a key handles all that comes of it."""
         self.at_work: dict[Key, deque[tuple[Work, Delivery]] | None] = {}
         """Keys that a lane has in hand, and what waits behind each."""
         self.stopped: dict[Key, float] = {}
@@ -37,9 +44,11 @@ class Order:
                 self.at_work[key] = None
                 yield from waiting
 
-    def end(self, key: Key) -> Sequence[tuple[Work, Delivery]]:
-        """No lane has this key any more; returns what waited behind it."""
-        return self.at_work.pop(key, None) or ()
+    def abandon(self, deliveries: Sequence[Delivery]) -> Iterator[tuple[Work, Delivery]]:
+        """The lane that has these keys is left alone, its events failed; takes out what waited behind them."""
+        for delivery in deliveries:
+            self.stopped[delivery.key] = math.inf
+            yield from self.at_work.pop(delivery.key, None) or ()
 
     def goes_back(self, key: Key, work: Work) -> bool:
         """Whether an event of this read stands behind one that is to be handled again."""
@@ -61,6 +70,105 @@ class Order:
         for one in settled:
             if isinstance(one, Settlement) and one.verdict in (Verdict.RETRY, Verdict.RETURN):
                 self.stopped[one.delivery.key] = number
+
+    # Handling
+
+    async def _run_singles(self, lane: Lane, work: Work) -> None:
+        execute, clock, at_work, turn, stopped = (
+            self._executor.execute,
+            self._loop.time,
+            self.at_work,
+            self._turn,
+            self.stopped,
+        )
+        for delivery in work.unstarted:
+            key = delivery.key
+            if key in at_work:
+                self.wait(key, work, delivery)
+                continue
+            at_work[key] = None
+            if stopped and self.goes_back(key, work):
+                settled: Settled = Settlement(delivery, Verdict.RETURN)
+            else:
+                if (started := clock()) > turn.ends:
+                    started = await turn.wait()
+                lane.started = started
+                lane.deliveries = (delivery,)
+                settled = await execute(delivery, started)
+                if lane.abandoned:
+                    return
+                if settled is not delivery:
+                    self.look(settled)
+            if work.waiting > 1 and work.timer is not None:
+                work.settled.append(settled)
+                work.waiting -= 1
+            else:
+                self._settle(work, (settled,))
+            if at_work[key] is None:
+                del at_work[key]
+            else:
+                await self._run_waiting(lane, key)
+                if lane.abandoned:
+                    return
+                lane.work = work
+
+    async def _run_waiting(self, lane: Lane, key: Key) -> None:
+        """Handles what came of a key while it was at work."""
+        size = self._executor.batch
+        while waiting := self.at_work[key]:
+            work, delivery = waiting.popleft()
+            lane.work = work
+            chunk = [delivery]
+            while waiting and waiting[0][0] is work and len(chunk) < size and delivery.attempt == 1:
+                chunk.append(waiting.popleft()[1])
+            await self._run_chunk(lane, work, chunk)
+            if lane.abandoned:
+                return
+        del self.at_work[key]
+
+    async def _run_chunk(self, lane: Lane, work: Work, chunk: list[Delivery]) -> None:
+        if self.stopped:
+            back = [d for d in chunk if self.goes_back(d.key, work)]
+            if back:
+                self._settle(work, [Settlement(d, Verdict.RETURN) for d in back])
+                chunk = [d for d in chunk if d not in back]
+                if not chunk:
+                    return
+        lane.started = await self._turn.wait()
+        lane.deliveries = chunk
+        if self._executor.batched:
+            results = self.in_sequence(chunk, await self._executor.execute_batch(chunk, lane.started))
+        else:
+            results = [await self._executor.execute(chunk[0], lane.started)]
+        if lane.abandoned:
+            return
+        for one in results:
+            self.look(one)
+        self._settle(work, results)
+
+    async def _run_batches(self, lane: Lane, work: Work) -> None:
+        at_work, size = self.at_work, self._executor.batch
+        for first in work.unstarted:
+            chunk: list[Delivery] = []
+            keys: dict[Key, None] = {}
+            delivery: Delivery | None = first
+            while delivery is not None:
+                key = delivery.key
+                if key in at_work and key not in keys:
+                    self.wait(key, work, delivery)
+                else:
+                    at_work.setdefault(key)
+                    keys[key] = None
+                    chunk.append(delivery)
+                alone = bool(chunk) and chunk[-1].attempt > 1  # what failed before is handled without further company
+                delivery = next(work.unstarted, None) if len(chunk) < size and not alone else None
+            if chunk:
+                await self._run_chunk(lane, work, chunk)
+            for key in keys:
+                if lane.abandoned:
+                    return
+                await self._run_waiting(lane, key)
+            lane.work = work
 
     def in_sequence(self, deliveries: Sequence[Delivery], settled: Sequence[Settled]) -> list[Settled]:
         """The settlements of one call of a batch handler; what stands behind a failed event of its key goes back."""

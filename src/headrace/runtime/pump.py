@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import math
 from collections import deque
 from collections.abc import Iterator, Sequence
 
@@ -22,11 +21,10 @@ from headrace.errors import BackendError, Closed, NotConnected, Overloaded, Refu
 from headrace.observe import Observer
 from headrace.runtime.execute import DEADLINE, Executor
 from headrace.runtime.order import Order
+from headrace.runtime.turn import Turn
 from headrace.runtime.work import Lane, Work
 
 log = logging.getLogger("headrace")
-_TURN_S = 0.002
-"""After handlers that never wait have had the event loop for this long, everyone else gets a turn: other groups, publishers, timers."""
 _STOCK_S = 0.1
 """A read brings about what is handled in this time: enough to hide the read behind the handling, not more than others might take."""
 
@@ -37,7 +35,6 @@ class Pump:
     def __init__(self, feed: Feed, executor: Executor, lanes: int, observer: Observer) -> None:
         """Call `run`."""
         self._feed, self._executor, self._observer = feed, executor, observer
-        self._order = Order() if executor.ordered else None
         self._reads = 0
         self._loop = asyncio.get_running_loop()
         self._queue: deque[Work] = deque()
@@ -47,8 +44,11 @@ class Pump:
         self._room = asyncio.Event()
         self._uncommitted = 0
         self._uncommitted_max = max(4 * limits.read_records_max, 2 * lanes * executor.batch)
-        self._turn_ends = 0.0
-        self._turn: asyncio.Future[None] | None = None
+        self._turn = Turn(self._loop)
+        self._order = Order(executor, self._turn, self._take_result) if executor.ordered else None
+        self._handle = self._run_batches if executor.batched else self._run_singles
+        if self._order is not None:
+            self._handle = self._order.run
         self._rate = 0.0
         self._commits: set[asyncio.Task[None]] = set()
         self._watcher: asyncio.Task[None] | None = None
@@ -145,39 +145,21 @@ class Pump:
                 future.set_result(None)
 
     async def _run_lane(self, lane: Lane) -> None:
-        queue, clock, single = self._queue, self._loop.time, not self._executor.batched
-        execute = self._executor.execute
-        while not lane.abandoned:
+        queue, clock, handle = self._queue, self._loop.time, self._handle
+        while True:
             while not queue:
                 future = self._loop.create_future()
                 self._idle.append(future)
                 await future
-                if self._turn is None:  # everyone else has just had a turn
-                    self._turn_ends = clock() + _TURN_S
+                self._turn.begin()
             work = queue[0]
             if not work.began:
                 work.began = clock()
             self._wake()  # should this lane have to wait, another goes on with the batch
             lane.work = work
-            if self._order is not None:
-                await self._run_in_order(lane, work, self._order)
-                if lane.abandoned:
-                    return
-            elif single:
-                for delivery in work.unstarted:
-                    if (started := clock()) > self._turn_ends:
-                        started = await self._next_turn()
-                    lane.started = started
-                    lane.deliveries = (delivery,)
-                    settled = await execute(delivery, started)
-                    if lane.abandoned:
-                        return
-                    work.settled.append(settled)
-                    work.waiting -= 1
-                    if work.timer is None:
-                        self._ripen(work)
-            else:
-                await self._run_batches(lane, work)
+            await handle(lane, work)
+            if lane.abandoned:
+                return
             lane.deliveries = ()
             lane.work = None
             if queue and queue[0] is work:
@@ -186,122 +168,25 @@ class Pump:
             if not work.waiting and work.settled:
                 self._commit(work)
 
-    async def _next_turn(self) -> float:
-        """Returns the time, at once or when this pump's turn has come. All its lanes share the turn, so that more lanes are not more time."""
-        while (now := self._loop.time()) > self._turn_ends:
-            if self._turn is not None:
-                await asyncio.shield(self._turn)
-                continue
-            self._turn = self._loop.create_future()
-            try:
-                await asyncio.sleep(0)
-            finally:
-                self._turn.set_result(None)
-                self._turn = None
-                self._turn_ends = self._loop.time() + _TURN_S
-        return now
-
-    async def _run_in_order(self, lane: Lane, work: Work, order: Order) -> None:
-        """As in `_run_lane`, but one event of a key at a time: the lane that has a key handles all of it that comes meanwhile."""
-        if self._executor.batched:
-            await self._run_batches_in_order(lane, work, order)
-            return
-        execute, clock, at_work = self._executor.execute, self._loop.time, order.at_work
+    async def _run_singles(self, lane: Lane, work: Work) -> None:
+        execute, clock, turn = self._executor.execute, self._loop.time, self._turn
         for delivery in work.unstarted:
-            key = delivery.key
-            if key in at_work:
-                order.wait(key, work, delivery)
-                continue
-            at_work[key] = None
-            if order.stopped and order.goes_back(key, work):
-                settled: Settled = Settlement(delivery, Verdict.RETURN)
-            else:
-                if (started := clock()) > self._turn_ends:
-                    started = await self._next_turn()
-                lane.started = started
-                lane.deliveries = (delivery,)
-                settled = await execute(delivery, started)
-                if lane.abandoned:
-                    return
-                if settled is not delivery:
-                    order.look(settled)
+            if (started := clock()) > turn.ends:
+                started = await turn.wait()
+            lane.started = started
+            lane.deliveries = (delivery,)
+            settled = await execute(delivery, started)
+            if lane.abandoned:
+                return
             work.settled.append(settled)
             work.waiting -= 1
             if work.timer is None:
                 self._ripen(work)
-            if (waiting := at_work.pop(key)) is not None:
-                at_work[key] = waiting
-                await self._run_waiting(lane, key, order)
-                lane.work = work
-
-    async def _run_waiting(self, lane: Lane, key: bytes | None, order: Order) -> None:
-        """Handles what came of a key while it was at work."""
-        size = self._executor.batch
-        while waiting := order.at_work.get(key):
-            work, delivery = waiting.popleft()
-            lane.work = work
-            if order.goes_back(key, work):
-                self._take_result(work, (Settlement(delivery, Verdict.RETURN),))
-                continue
-            chunk = [delivery]
-            while (
-                self._executor.batched
-                and waiting
-                and waiting[0][0] is work
-                and len(chunk) < size
-                and delivery.attempt == 1
-            ):
-                chunk.append(waiting.popleft()[1])
-            lane.started = await self._next_turn()
-            lane.deliveries = chunk
-            if self._executor.batched:
-                results = order.in_sequence(chunk, await self._executor.execute_batch(chunk, lane.started))
-            else:
-                results = [await self._executor.execute(delivery, lane.started)]
-            if lane.abandoned:
-                return
-            for one in results:
-                order.look(one)
-            self._take_result(work, results)
-        order.end(key)
-
-    async def _run_batches_in_order(self, lane: Lane, work: Work, order: Order) -> None:
-        at_work, size = order.at_work, self._executor.batch
-        for first in work.unstarted:
-            chunk: list[Delivery] = []
-            keys: dict[bytes | None, None] = {}
-            delivery: Delivery | None = first
-            while delivery is not None:
-                key = delivery.key
-                if key in at_work and key not in keys:
-                    order.wait(key, work, delivery)
-                elif order.goes_back(key, work):
-                    self._take_result(work, (Settlement(delivery, Verdict.RETURN),))
-                else:
-                    at_work[key] = keys[key] = None
-                    chunk.append(delivery)
-                alone = bool(chunk) and chunk[-1].attempt > 1  # what failed before is handled without company
-                delivery = next(work.unstarted, None) if len(chunk) < size and not alone else None
-            if not chunk:
-                continue
-            lane.started = await self._next_turn()
-            lane.deliveries = chunk
-            results = order.in_sequence(chunk, await self._executor.execute_batch(chunk, lane.started))
-            if lane.abandoned:
-                return
-            for one in results:
-                order.look(one)
-            self._take_result(work, results)
-            for key in keys:
-                await self._run_waiting(lane, key, order)
-                if lane.abandoned:
-                    return
-            lane.work = work
 
     async def _run_batches(self, lane: Lane, work: Work) -> None:
         size = self._executor.batch
         for delivery in work.unstarted:
-            lane.started = await self._next_turn()
+            lane.started = await self._turn.wait()
             lane.deliveries = chunk = [delivery]
             if delivery.attempt == 1:  # what failed before is handled alone, so that it cannot fail others again
                 while len(chunk) < size and (more := next(work.unstarted, None)) is not None:
@@ -439,7 +324,5 @@ class Pump:
             )
             self._take_result(lane.work, [self._executor.judge(d, overdue) for d in lane.deliveries])
             if self._order is not None:
-                for delivery in lane.deliveries:
-                    self._order.stopped[delivery.key] = math.inf
-                    for work, later in self._order.end(delivery.key):
-                        self._hand_back(work, iter((later,)))
+                for work, later in self._order.abandon(lane.deliveries):
+                    self._hand_back(work, iter((later,)))

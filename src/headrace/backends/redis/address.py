@@ -7,7 +7,7 @@ redis+sentinel://user:password@host:port,host:port/service/db     the primary th
 
 from __future__ import annotations
 
-from typing import Any, Final, Literal
+from typing import Any, Final
 from urllib.parse import urlsplit, urlunsplit
 
 from msgspec import Struct
@@ -20,14 +20,14 @@ from headrace.settings import Settings, redacted
 
 Address = tuple[str, int]
 """Host and port."""
-Kind = Literal["single", "cluster", "sentinel"]
-_PORTS: Final[dict[Kind, int]] = {"single": 6379, "cluster": 6379, "sentinel": 26379}
+_PORTS: Final = {"cluster": 6379, "sentinel": 26379}
 
 
 class Place(Struct, frozen=True):
     """What a URL says."""
 
-    kind: Kind
+    kind: str
+    """`single`, `cluster` or `sentinel`."""
     connection: type[AbstractConnection]
     arguments: dict[str, Any]
     """Of `connection`; of a Cluster or Sentinel without host and port."""
@@ -40,31 +40,32 @@ class Place(Struct, frozen=True):
 
 def parse(settings: Settings) -> Place:
     """The place of the URL. Raises ConfigurationError."""
-    shown = redacted(settings.url)
     try:
-        parts = urlsplit(settings.url)
-        scheme, _, kind = parts.scheme.partition("+")
-        if not kind:
-            connection, arguments = _arguments(settings, settings.url)
-            return Place("single", connection, arguments)
-        if kind not in ("cluster", "sentinel"):
-            raise ValueError(f"expected redis+cluster or redis+sentinel, got {parts.scheme}")
-        user, at, hosts = parts.netloc.rpartition("@")
-        seeds = tuple(_address(host, _PORTS[kind]) for host in hosts.split(","))  # type: ignore[index]  # one of the two
-        service, _, db = parts.path.strip("/").partition("/")
-        if kind == "cluster" and service not in ("", "0"):
-            raise ValueError(f"a Cluster has only database 0, got {service!r}")
-        if kind == "sentinel" and not service:
-            raise ValueError(
-                "expected the name of the service behind the sentinels, as in redis+sentinel://host:26379/NAME"
-            )
-        plain = (scheme, f"{user}{at}{seeds[0][0]}:{seeds[0][1]}", f"/{db or 0}", parts.query, "")
-        connection, arguments = _arguments(settings, urlunsplit(plain))
+        return _parse(settings)
     except ValueError as e:
-        raise ConfigurationError(f"url: {shown}: {e}") from None
+        raise ConfigurationError(f"url: {redacted(settings.url)}: {e}") from None
+
+
+def _parse(settings: Settings) -> Place:
+    parts = urlsplit(settings.url)
+    scheme, _, kind = parts.scheme.partition("+")
+    if not kind:
+        connection, arguments = _arguments(settings, settings.url)
+        return Place("single", connection, arguments)
+    user, at, hosts = parts.netloc.rpartition("@")
+    service, _, db = parts.path.strip("/").partition("/")
+    if kind == "cluster" and service not in ("", "0"):
+        raise ValueError(f"a Cluster has only database 0, got {service!r}")
+    if kind == "sentinel" and not service:
+        raise ValueError(
+            "expected the name of the service behind the sentinels, as in redis+sentinel://host:26379/NAME"
+        )
+    seeds = tuple(_address(host, _PORTS[kind]) for host in hosts.split(","))
+    plain = (scheme, f"{user}{at}{seeds[0][0]}:{seeds[0][1]}", f"/{db or 0}", parts.query, "")
+    connection, arguments = _arguments(settings, urlunsplit(plain))
     for name in ("host", "port", *(("db",) if kind == "cluster" else ())):
         arguments.pop(name, None)
-    return Place(kind, connection, arguments, seeds, service if kind == "sentinel" else "", scheme == "rediss")  # type: ignore[arg-type]  # one of the two
+    return Place(kind, connection, arguments, seeds, service if kind == "sentinel" else "", scheme == "rediss")
 
 
 def _address(text: str, port: int) -> Address:

@@ -42,7 +42,10 @@ class Committer:
         freed: Callable[[Slot], None],
         due_in: Callable[[float], None],
     ) -> None:
-        """`stream`: the partition; `publish`: for outputs that live on other servers; `freed` is told of each slot that holds nothing any more, `due_in` of the seconds until a retry is due."""
+        """`stream`: the partition; `publish`: for outputs that live on other servers.
+
+        `freed` is told of each slot that holds nothing any more, `due_in` of the seconds until a retry is due.
+        """
         self._client = client
         self._sub = subscription
         self._stream, self._group = stream, subscription.group.encode()

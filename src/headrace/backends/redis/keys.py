@@ -44,11 +44,13 @@ class GroupKeys(Struct, frozen=True):
     """The keys of one group on one partition."""
 
     record: bytes
-    """hash `{P}:group:G`: the group's ledger. `mode` (shared or ordered), `origin` (events of the stream before this group's first), `handled`, `dropped`,
-    `replayed`, `added` (entries-added when last seen: tells a deleted stream from a destroyed group), `created` (Unix ms), and of packed
-    entries, of their events beyond one each: `extra_origin` (before the group's first event), `extra_settled`. In ordered mode also `cursor` (the last settled
-    entry), `read` (entries up to it), the lease: `owner`, `token`, `until` (Unix ms), and the dead: `trying` (event that is handled alone),
-    `crashed`, `crashes` (workers that died at this cursor), `suspect`, `deaths` (workers that died of this event)."""
+    """hash `{P}:group:G`: the group's ledger. `mode` (shared or ordered), `origin` (events of the stream before this group's first),
+    `handled`, `dropped`, `replayed`, `added` (entries-added when last seen: tells a deleted stream from a destroyed group), `created`
+    (Unix ms), and of packed entries, of their events beyond one each: `extra_origin` (before the group's first event), `extra_settled`.
+
+    In ordered mode also `cursor` (the last settled entry), `read` (entries up to it), the lease: `owner`, `token`, `until` (Unix ms),
+    and the dead: `trying` (event that is handled alone), `crashed`, `crashes` (workers that died at this cursor), `suspect`, `deaths`
+    (workers that died of this event)."""
     retry: bytes
     """stream `{P}:retry:G`, with one group named G: events that G handles again. Fields: as in the stream, preceded by `id`,
     with `attempt` and `origin` (entry in the stream it was copied from); in ordered mode first of all `due` (Unix ms), and without

@@ -9,12 +9,9 @@ from __future__ import annotations
 import heapq
 from bisect import insort
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import Any
 
 from msgspec import Struct, field
-
-if TYPE_CHECKING:
-    from headrace.backends.redis.holding import Holding
 
 Place = tuple[int, int, int]
 """Where an event stood in its partition: milliseconds and number of its entry, and its number in a packed one."""
@@ -33,7 +30,8 @@ def place_of(token: bytes) -> Place:
 class Aside(Struct, eq=False):
     """An event that was set aside."""
 
-    holding: Holding
+    holding: Any
+    """The Holding of its partition."""
     token: bytes
     """Its entry in the retry stream."""
     place: Place
@@ -137,7 +135,7 @@ class Lines:
             heapq.heappush(self._heads, (line.waiting[0].due_ms, self._pushed, key))
 
 
-def aside_of(holding: Holding, token: bytes, fields: Sequence[bytes]) -> tuple[Aside, int]:
+def aside_of(holding: Any, token: bytes, fields: Sequence[bytes]) -> tuple[Aside, int]:
     """An entry of the retry stream as an event that was set aside, and its attempt."""
     attributes = dict(zip(fields[::2], fields[1::2], strict=False))
     due, attempt = attributes.get(b"due", b"0"), attributes.get(b"attempt", b"1")
