@@ -119,17 +119,20 @@ class Node:
         self.wait_ready(wait_s)
 
     def wait_ready(self, wait_s: float) -> None:
-        """Wait until it answers; one that loads its data is waited for longer. Raises NotConnected if it cannot."""
+        """Wait until it answers; one that loads its data is waited for longer.
+
+        Raises NotConnected after `wait_s`, or as soon as it was stopped on purpose or has died a few times in a row.
+        """
         began = time.monotonic()
         until = began + wait_s
         while not (answer := self._greeting()).startswith("PONG"):
-            process = self._process
             now = time.monotonic()
-            if process is None or process.poll() is not None or self._failures:
-                code = (
-                    "" if process is None or process.returncode is None else f" ({keeper.ending(process.returncode)})"
+            if not self._wanted or self._failures >= keeper.failures_first_max:
+                server.give_up(
+                    self.directory,
+                    f"it ended by itself, {self._failures} times" if self._wanted else "it was stopped",
+                    "",
                 )
-                server.give_up(self.directory, f"it ended by itself{code}", "")
             if answer.startswith("LOADING"):
                 until = min(now + wait_s, began + max(wait_s, server.load_s_max))
             if now > until:

@@ -7,6 +7,7 @@ with sentinel.start(replicas=1) as fleet:
 from __future__ import annotations
 
 import re
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
@@ -72,15 +73,27 @@ class _Watched:
                 own["replicaof"] = f"127.0.0.1 {first.port}"
             member.configure({**fleet.settings, **SETTINGS, **own})
         if not fleet.record.formed:
-            for member in fleet.sentinels:
-                watch = {f"sentinel {name} {service}": value for name, value in WATCH.items()}
-                member.configure(
-                    {
-                        "sentinel monitor": f"{service} 127.0.0.1 {first.port} {quorum}",
-                        f"sentinel auth-pass {service}": password,
-                        **watch,
-                    }
-                )
+            self._configure_sentinels(fleet, first)
+
+    def _configure_sentinels(self, fleet: Fleet, first: Node) -> None:
+        """They are told of each other at once: to find each other through the primary takes them seconds."""
+        ids = {member: secrets.token_hex(20) for member in fleet.sentinels}
+        for member in fleet.sentinels:
+            watch = {f"sentinel {name} {service}": value for name, value in WATCH.items()}
+            others = {
+                f"sentinel known-sentinel {service} 127.0.0.1 {other.port}": ids[other]
+                for other in ids
+                if other is not member
+            }
+            member.configure(
+                {
+                    "sentinel myid": ids[member],
+                    "sentinel monitor": f"{service} 127.0.0.1 {first.port} {quorum}",
+                    f"sentinel auth-pass {service}": fleet.record.password,
+                    **watch,
+                    **others,
+                }
+            )
 
     def bring_up(self, fleet: Fleet, wait_s: float, tell: Tell) -> None:
         """The primary before its replicas, and the sentinels when there is nothing to fail over."""
@@ -99,7 +112,7 @@ class _Watched:
             member.launch()
         for member in fleet.sentinels:
             member.wait_ready(wait_s)
-        tell("waiting until the sentinels know all servers and each other")
+        tell("waiting until the sentinels reach all servers and each other")
         fleets.wait_for(lambda: _blind(fleet, first), fleet, wait_s)
 
 
@@ -133,9 +146,12 @@ def _blind(fleet: Fleet, first: Node) -> str:
     for member in fleet.sentinels:
         try:
             view = pairs(member.ask("SENTINEL", "MASTER", service))
+            others = member.ask("SENTINEL", "SENTINELS", service)
         except (OSError, Refused) as failure:
             return f"{member.name} does not answer ({failure})"
         seen = (view.get("port"), view.get("flags"), view.get("num-slaves"), view.get("num-other-sentinels"))
         if seen != (str(first.port), "master", str(len(fleet.servers) - 1), str(sentinels - 1)):
-            return f"{member.name} sees port, state, replicas and other sentinels as {seen}"
+            return f"{member.name} sees the primary's port, state, replicas and other sentinels as {seen}"
+        if not isinstance(others, list) or any(pairs(other).get("flags") != "sentinel" for other in others):
+            return f"{member.name} does not reach the other sentinels"
     return ""
