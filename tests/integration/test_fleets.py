@@ -152,7 +152,7 @@ def test_a_cluster_is_whole_and_kept(flavour_only: str, place: Path) -> None:
         for node in fleet.nodes:
             with direct(fleet, node) as client:
                 info = client.execute_command("CLUSTER INFO")
-                assert info["cluster_slots_ok"] == "16384"
+                assert (info["cluster_state"], info["cluster_slots_ok"]) == ("ok", "16384")
                 assert info["cluster_known_nodes"] == "3"
                 view = client.execute_command("CLUSTER NODES")
                 assert {int(address.rpartition(":")[2]) for address in view} == {n.port for n in fleet.nodes}
@@ -169,15 +169,23 @@ def test_a_cluster_is_whole_and_kept(flavour_only: str, place: Path) -> None:
     assert servers_below(place) == []
     assert [path for path in (place, *place.rglob("*")) if stat.S_IMODE(path.stat().st_mode) & 0o077] == []
     with cluster.start(place, primaries=3) as fleet:
+        assert all("cluster_state:ok" in str(node.ask("CLUSTER", "INFO")) for node in fleet.nodes)
         assert fleet.url == url
         with of_cluster(fleet) as client:
             assert keys(client) == expected
+        second, third = fleet.nodes[1:]
+        third.ask(
+            "CLUSTER", "SETSLOT", 0, "NODE", str(second.ask("CLUSTER", "MYID"))
+        )  # which the two others do not believe
+        assert cluster._missing(fleet.nodes) == "the servers disagree about the slots"
 
 
 def test_a_cluster_fails_over(place: Path) -> None:
     """The replica of a killed primary takes over; the whole goes on with what it decided, even when all is killed at once."""
     with cluster.start(place, primaries=3, replicas=1) as fleet:
         assert [node.role for node in fleet.nodes] == ["primary"] * 3 + ["replica"] * 3
+        for node in fleet.nodes[3:]:
+            assert "master_link_status:up" in str(node.ask("INFO", "replication"))
         with of_cluster(fleet) as client:
             expected = written(client)
         victim = fleet.nodes[0]
@@ -211,6 +219,8 @@ def test_sentinels_fail_over(flavour_only: str, place: Path) -> None:
             with direct(fleet, node) as client:
                 view = client.sentinel_master("headrace")
                 assert (view["num-slaves"], view["num-other-sentinels"], view["port"]) == (1, 2, first.port)
+                others = client.sentinel_sentinels("headrace")
+                assert [other["flags"] for other in others] == ["sentinel"] * 2  # not "sentinel,disconnected"
                 assert (view["down-after-milliseconds"], view["failover-timeout"]) == (1000, 3000)
             assert said_to_strangers(node).startswith(b"-NOAUTH")
         client = of_sentinel(fleet)
