@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _COMMANDS: Final = {
     "run": ("run", "handle events: `headrace run shop:app --workers 4`"),
     "demo": ("run", "see exactly-once with your own eyes: real events, killed workers, a killed server"),
-    "up": ("up", "hold the embedded server of this project in the foreground"),
+    "up": ("up", "hold the embedded server of this project in the foreground, or run a Cluster or sentinels"),
     "publish": ("publish", "publish JSON from the command line or from stdin"),
     "tail": ("tail", "print the last events of a topic, or its dead letters"),
     "topics": ("topics", "list the topics"),

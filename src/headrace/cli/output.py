@@ -135,3 +135,26 @@ class Progress:
             sys.stderr.flush()
             self._width = 0
         return time.monotonic() - self._started
+
+
+class Stage:
+    """One line on the terminal's stderr that says what goes on; silent elsewhere."""
+
+    def __init__(self) -> None:
+        """Nothing is shown yet."""
+        self._live = sys.stderr.isatty()
+        self._width = 0
+
+    def show(self, text: str) -> None:
+        """Replaces the line."""
+        if self._live:
+            sys.stderr.write("\r" + f"{text} ...".ljust(self._width))
+            sys.stderr.flush()
+            self._width = len(text) + 4
+
+    def end(self) -> None:
+        """Clears the line."""
+        if self._width:
+            sys.stderr.write("\r" + " " * self._width + "\r")
+            sys.stderr.flush()
+            self._width = 0

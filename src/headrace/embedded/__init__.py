@@ -12,4 +12,7 @@ Files in the directory (mode 0700):
     server.sock     the socket (elsewhere if this path would be too long; `State.socket` says where)
     appendonlydir/  the data
     cut-*           what a repair took off the end of the data, kept for inspection
+
+Beside it, a Cluster (`cluster.py`) or a Sentinel set-up (`sentinel.py`) of several servers, each a `fleet.Fleet`: it lives
+as long as the program that started it. Its files are listed in `home.py` and `node.py`.
 """

