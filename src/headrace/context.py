@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from msgspec import Struct
 
 from headrace.backends.contract import Delivery, Effect, Record, Route
+from headrace.backends.partition import partition_of
 from headrace.effects import RedisEffects
 from headrace.errors import HandlerError, Reject
 
@@ -33,6 +34,7 @@ class Surroundings(Struct, frozen=True):
     group: str
     timeout_s: float | None
     effects: frozenset[str]
+    partitions: int = 1
 
 
 class Context(Struct, eq=False):
@@ -70,6 +72,17 @@ class Context(Struct, eq=False):
     def topic(self) -> str:
         """The topic's name."""
         return self._surroundings.topic
+
+    @property
+    def partition(self) -> str:
+        """The partition that the key belongs to: `orders.3`, or just the topic if it has one. '' for an event of several without a key.
+
+        In a Cluster, effects can be written to keys that live with it: `ctx.redis.hincrby(f"{{{ctx.partition}}}:revenue", ...)`.
+        """
+        partitions, key = self._surroundings.partitions, self.delivery.key
+        if partitions == 1:
+            return self.topic
+        return "" if key is None else f"{self.topic}.{partition_of(key, partitions)}"
 
     @property
     def group(self) -> str:

@@ -42,7 +42,8 @@ class Executor:
         self._by_type = {t: h for h in group.handlers for t in h.types}
         self._calls = {h.name: self._limited(self._call_of(h), h.timeout_s) for h in group.handlers}
         self._surroundings = {
-            h.name: Surroundings(self.topic, self.group, h.timeout_s, effects) for h in group.handlers
+            h.name: Surroundings(self.topic, self.group, h.timeout_s, effects, group.topic.route.partitions)
+            for h in group.handlers
         }
         self._first = self._surroundings[group.handlers[0].name]
         self._only_call = self._calls[self._only.name] if self._only else None

@@ -20,6 +20,7 @@ from typing import Final, Literal
 from msgspec import Struct
 
 from headrace.backends.redis.client import Client
+from headrace.backends.redis.node import Node
 from headrace.backends.redis.replies import ServerSaid
 from headrace.errors import DurabilityError
 from headrace.settings import Durability, Settings, redacted
@@ -181,14 +182,15 @@ def _configured(facts: _Facts, name: str, severity: Severity, good: tuple[str, .
     return _judge(name, severity, found in good, found, " or ".join(good), f"{_SET}{name} {good[0]}")
 
 
-def _topology(facts: _Facts, settings: Settings) -> Iterator[Finding]:  # noqa: ARG001 - all checks are called alike
+def _topology(facts: _Facts, settings: Settings) -> Iterator[Finding]:
     oldest = _OLDEST[facts.server]
     wanted = f"{facts.server} {'.'.join(map(str, oldest))} or newer"
     fix = f"upgrade the server; Headrace needs {wanted}"
     yield _judge("version", "violation", facts.version >= oldest, f"{facts.server} {facts.version_text}", wanted, fix)
-    cluster = facts.info.get("cluster_enabled") == "1"
-    fix = "connect to a single server (with replicas if you like): this version of Headrace does not follow a Cluster"
-    yield _judge("cluster", "violation", not cluster, "yes" if cluster else "no", "no", fix)
+    cluster, wanted_cluster = facts.info.get("cluster_enabled") == "1", "+cluster://" in settings.url
+    fix = "follow the Cluster: a URL that begins with redis+cluster:// (rediss+cluster:// with TLS) and names one or more of its nodes"
+    wanted = "yes, as the URL says" if wanted_cluster else "no"
+    yield _judge("cluster", "violation", cluster == wanted_cluster, "yes" if cluster else "no", wanted, fix)
     host, port = facts.info.get("master_host", ""), facts.info.get("master_port", "")
     fix = f"connect to the primary{f', {host}:{port}' if host else ''}: a replica takes no writes"
     yield _judge("role", "violation", facts.role == "primary", facts.role, "primary", fix)
@@ -297,6 +299,11 @@ _CHECKS: Final[tuple[_Check, ...]] = (_topology, _append_only_file, _replicas, _
 def _loss_window(facts: _Facts, settings: Settings) -> str:
     """What may be lost, given that there are no violations."""
     match settings.durability:
+        case Durability.FSYNC if "+" in settings.url or facts.number("connected_slaves"):
+            return (
+                "A crash or a power cut of a server that comes back loses nothing that was acknowledged. A failover loses what the promoted "
+                'replica had not received: mostly the last moments, without a bound. durability="quorum" waits for a replica.'
+            )
         case Durability.FSYNC:
             return "A crash or a power cut loses nothing that was acknowledged; the loss of the server's disk, or a failover to a replica, may."
         case Durability.QUORUM:
@@ -311,7 +318,7 @@ def _loss_window(facts: _Facts, settings: Settings) -> str:
     return "A crash or a power cut loses the last 2 seconds of acknowledged events, more on a slow disk."
 
 
-async def _ask(client: Client) -> _Facts:
+async def _ask(client: Node) -> _Facts:
     """Asks the server for its facts. Raises NotConnected, Refused, Closed."""
     raw: bytes = await client.command("INFO")
     info = dict(line.split(":", 1) for line in raw.decode(errors="replace").splitlines() if ":" in line)
@@ -330,7 +337,8 @@ async def _ask(client: Client) -> _Facts:
 
 async def examine(client: Client, settings: Settings) -> Report:
     """Judges the server that `client` is connected to. Changes nothing on it. Raises NotConnected, Refused (INFO is forbidden), Closed."""
-    facts = await _ask(client)
+    every = [await _ask(node) for node in await client.nodes()]
+    facts = every[0]
     return Report(
         server=facts.server,
         version=facts.version_text,
@@ -338,9 +346,17 @@ async def examine(client: Client, settings: Settings) -> Report:
         role=facts.role,
         url=redacted(settings.url),
         level=settings.durability,
-        findings=tuple(finding for check in _CHECKS for finding in check(facts, settings)),
+        findings=_worst([[finding for check in _CHECKS for finding in check(one, settings)] for one in every]),
         loss_window=_loss_window(facts, settings),
     )
+
+
+def _worst(of_nodes: list[list[Finding]]) -> tuple[Finding, ...]:
+    """Of several primaries the worst of each finding counts."""
+    bad = {(f.name, f.fix): f for findings in of_nodes for f in findings if not f.ok}
+    fine = [f for f in of_nodes[0] if f.ok and f.name not in {name for name, _ in bad}]
+    order = {f.name: place for findings in of_nodes for place, f in enumerate(findings)}
+    return tuple(sorted([*bad.values(), *fine], key=lambda f: order[f.name]))
 
 
 def enforce(report: Report) -> None:
