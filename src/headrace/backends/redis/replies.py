@@ -39,7 +39,7 @@ _NEVER: Final = {
     "EXECABORT": "the server aborted the transaction",
     "NOGROUP": "the group does not exist on the server",
     "NOSCRIPT": "the server does not know the script, although it was just loaded",
-    "FENCED": "a newer life of this producer exists",
+    "FENCED": "another has taken its place",
     "GAP": "the server has forgotten acknowledged events of this producer",
     "DESTROYED": "the group was destroyed on the server while it was in use",
     "INVALID": "the call was malformed",

@@ -9,6 +9,7 @@ from typing import Any, Final
 from redis import exceptions as client_errors
 from redis.asyncio.cluster import ClusterNode, RedisCluster
 from redis.asyncio.sentinel import MasterNotFoundError, Sentinel
+from redis.cluster import PRIMARY
 from redis.crc import key_slot
 
 from headrace.backends.redis import replies
@@ -29,12 +30,12 @@ class SlotMap:
         if place.secure:
             arguments["ssl"] = True
         self._where = where
-        self._cluster = RedisCluster(
+        self._nodes = RedisCluster(
             startup_nodes=[ClusterNode(host, port) for host, port in place.seeds],
             require_full_coverage=False,
             cluster_error_retry_attempts=0,
             **arguments,
-        )
+        ).nodes_manager
         self._moved: dict[int, Address] = {}
         """What servers have told since the map was learned; they know better than the node that was asked."""
         self._known = False
@@ -62,16 +63,18 @@ class SlotMap:
     async def primaries(self) -> list[Address]:
         """Every primary. Raises NotConnected, Refused."""
         await self.find(b"")
-        return sorted((node.host, int(node.port)) for node in self._cluster.get_primaries())
+        return sorted((node.host, int(node.port)) for node in self._nodes.get_nodes_by_server_type(PRIMARY))
 
     def _primary(self, key: bytes) -> Address | None:
-        nodes = self._cluster.nodes_manager.slots_cache.get(key_slot(key))
+        nodes = self._nodes.slots_cache.get(key_slot(key))
         return (nodes[0].host, int(nodes[0].port)) if nodes else None
 
     async def _learn(self) -> None:
         try:
-            await self._cluster.aclose()
-            await self._cluster.initialize()
+            try:
+                await self._nodes.initialize()  # not the client's own: it asks one of the nodes for more, which may be the one that is down
+            finally:
+                await self.aclose()  # what was learned stays; its connections are not needed
         except client_errors.RedisClusterException as e:
             if "not enabled" in f"{e} {e.__cause__}":
                 raise Refused(
@@ -95,7 +98,8 @@ class SlotMap:
 
     async def aclose(self) -> None:
         """Closes its connections. Idempotent."""
-        await self._cluster.aclose()
+        await self._nodes.aclose()
+        await self._nodes.aclose("startup_nodes")
 
 
 class Sentinels:
