@@ -26,6 +26,15 @@ def packed() -> Topic[Order]:
     return app.topic("orders", Order, retain_events=KEPT, packing="batch")
 
 
+KEYS = 1_000
+
+
+def keyed(partitions: int) -> Topic[Order]:
+    """The same topic, with keys and partitions."""
+    del app.topics["orders"]
+    return app.topic("orders", Order, key=lambda o: o.order_id % KEYS, retain_events=KEPT, partitions=partitions)
+
+
 def seen_until(count: int) -> tuple[Seen, Stop]:
     """What ticks events off, and what stops the worker after the last."""
     stop = Stop()
@@ -78,6 +87,38 @@ async def consume(count: int, topic: Topic[Order] = orders) -> Figures:
 async def consume_packed(count: int) -> Figures:
     """The same with record batches."""
     return await consume(count, packed())
+
+
+def publish_keyed(partitions: int) -> Program:
+    """Typed events with keys through publish_many."""
+    return lambda count: publish_many(count, keyed(partitions))
+
+
+def consume_ordered(partitions: int) -> Program:
+    """One `await handler(order)` per event, in order per key; an event out of its order counts as one handled twice."""
+
+    async def program(count: int) -> Figures:
+        topic = keyed(partitions)
+        seen, stop = seen_until(count)
+        last = [-1] * KEYS
+
+        @topic.subscribe("bench", ordered=True)
+        async def handle(event: Order) -> None:
+            number = event.order_id
+            if last[number % KEYS] >= number:
+                seen.twice += 1
+            last[number % KEYS] = number
+            seen.tick(number)
+
+        await serve(app, stop)
+        return seen.result()
+
+    return program
+
+
+def consume_keyed(partitions: int) -> Program:
+    """The same in shared mode, without order."""
+    return lambda count: consume(count, keyed(partitions))
 
 
 async def consume_effect(count: int) -> Figures:
@@ -222,7 +263,11 @@ PROGRAMS: dict[str, Program] = {
         memory_publish,
         memory_work,
     )
-} | {f"publish_each_{n}": publish_each(n) for n in (1, 100, 1_000)}
+}
+PROGRAMS |= {f"publish_each_{n}": publish_each(n) for n in (1, 100, 1_000)}
+PROGRAMS |= {f"publish_keyed_{n}": publish_keyed(n) for n in (1, 4, 16)}
+PROGRAMS |= {f"consume_keyed_{n}": consume_keyed(n) for n in (1, 4, 16)}
+PROGRAMS |= {f"consume_ordered_{n}": consume_ordered(n) for n in (1, 4, 16)}
 
 if __name__ == "__main__":
     main(PROGRAMS)

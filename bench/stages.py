@@ -67,6 +67,17 @@ CONSUME: Final = (
         ("programs publish_packed",),
         share=2.0,
     ),
+    Stage("consume_keyed", "**… events with keys**", "programs consume_keyed_1", ("programs publish_keyed_1",)),
+    *(
+        Stage(
+            f"consume_ordered_{n}",
+            f"**… in order per key, {n} partition{'s' if n > 1 else ''}**",
+            f"programs consume_ordered_{n}",
+            (f"programs publish_keyed_{n}",),
+            share=2.0,
+        )
+        for n in (1, 16)
+    ),
     Stage(
         "consume_effect",
         "**… with a HINCRBY in the same commit**",
@@ -86,6 +97,7 @@ LATENCY: Final = Stage("latency", "latency", "programs latency 1000")
 TOGETHER: Final = (
     Stage("together", "**publisher + server + worker**", "programs consume"),
     Stage("together_output", "**… with an event published in the same commit**", "programs consume_output", share=0.5),
+    Stage("together_ordered", "**… in order per key**", "programs consume_ordered_1"),
     Stage("together_packed", '**… with `packing="batch"`**', "programs consume_packed", share=2.0),
 )
 PAYLOADS: Final = tuple(
@@ -187,7 +199,8 @@ def run_together(stage: Stage, kind: str, fsync: str, count: int) -> Figures:
             while not server.client.exists("{orders}:workers:bench"):
                 time.sleep(0.01)
             before = server.cpu_s()
-            publisher = "publish_packed" if "packed" in stage.name else "publish_many"
+            publishers = {"together_packed": "publish_packed", "together_ordered": "publish_keyed_1"}
+            publisher = publishers.get(stage.name, "publish_many")
             subprocess.run(command(f"programs {publisher}", count), env=environment, check=True, stdout=subprocess.PIPE)
             output, _ = worker.communicate()
         figures = figures_of(output, stage.name)
@@ -208,9 +221,10 @@ def _ended(process: subprocess.Popen[str]) -> Iterator[None]:
 
 def check_settled(server: Server, stage: Stage) -> None:
     """Raises NotExact unless every group has settled everything."""
-    for info in server.client.xinfo_groups("orders"):
-        if info["pending"] or info.get("lag"):
-            raise NotExact(f"{stage.name}: not everything was settled: {info}")
+    for stream in server.client.scan_iter("orders*", _type="stream"):
+        for info in server.client.xinfo_groups(stream):
+            if info["pending"] or info.get("lag"):
+                raise NotExact(f"{stage.name}: not everything of {stream} was settled: {info}")
 
 
 def _environment(server: Server, stage: Stage) -> dict[str, str]:

@@ -45,7 +45,7 @@ class Pump:
         self._uncommitted = 0
         self._uncommitted_max = max(4 * limits.read_records_max, 2 * lanes * executor.batch)
         self._turn = Turn(self._loop)
-        self._order = Order(executor, self._turn, self._take_result) if executor.ordered else None
+        self._order = Order(executor, self._turn, self._take_result, self._ripen) if executor.ordered else None
         self._handle = self._run_batches if executor.batched else self._run_singles
         if self._order is not None:
             self._handle = self._order.run
@@ -240,7 +240,7 @@ class Pump:
     async def _send(self, settled: Sequence[Settled]) -> None:
         """One commit, repeated until it is answered; what is refused is judged as a failure and settled so."""
         while settled:
-            if self._order is not None:
+            if self._order is not None and self._order.stopped:
                 self._order.told(settled, self._reads)
             try:
                 unsettled = await self._feed.commit(settled)

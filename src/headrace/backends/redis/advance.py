@@ -116,7 +116,7 @@ class Advance:
                 holding.restore(settled)
                 return []
             writes = settle.Writes(self._sub.group, holding.stream, self._client.apart, aside=True)
-            rich = [s for s in settled if isinstance(s, Settlement)]
+            rich = [s for s in settled if isinstance(s, Settlement)] if holding.rich else []
             tokens = [own.token for own, _ in kept]
             for one in (*rich, *(one for _, one in kept)):
                 writes.add(one)
@@ -124,7 +124,7 @@ class Advance:
                 await self._client.register(route.topic, route.partitions)
             last = settled[-1] if settled else None
             cursor = delivery_of(last).token.partition(b"/")[0] if last is not None else holding.cursor
-            entries = _entries(settled)
+            entries = len({_entry(s) for s in settled}) if holding.packed else len(settled)
             wire = await self._client.wire(holding.own.stream)
             answer = await wire.send(pack((
                 *self._client.head("advance", 5 + len(writes.keys)), holding.own.stream, group.retry, group.record, group.dead, group.delayed,
@@ -148,12 +148,16 @@ class Advance:
             bad = rich[index] if index < len(rich) else kept[index - len(rich)][1]
             return self._refuse(holding, settled, [Unsettled(bad, why)])
         holding.cursor = cursor
+        holding.rich = bool(holding.ready)
         holding.written(settled, asides)
         return []
 
     def _cut(self, holding: Holding) -> list[Settled]:
         """Takes from what is ready as much as one call may carry, whole entries."""
         ready, size, end = holding.ready, 0, 0
+        if not holding.rich:
+            holding.ready = []
+            return ready
         for place, one in enumerate(ready):
             if isinstance(one, Settlement):
                 size += sum(len(r.body) for _, r in one.outputs) + sum(map(len, chain(*one.effects))) + _copied(one)
@@ -200,13 +204,6 @@ class Advance:
 
 def _entry(settled: Settled) -> bytes:
     return delivery_of(settled).token.partition(b"/")[0]
-
-
-def _entries(settled: Sequence[Settled]) -> int:
-    """How many entries these events are of."""
-    if not any(b"/" in delivery_of(s).token for s in settled):
-        return len(settled)
-    return len({_entry(s) for s in settled})
 
 
 def _copied(one: Settlement) -> int:

@@ -37,6 +37,10 @@ class Holding:
         """How events of `hand` end that cannot leave it yet, because one before them is not settled."""
         self.ready: list[Settled] = []
         """What left `hand` and is to be written with the next call."""
+        self.rich = False
+        """Whether anything in `ready` may be more than an acknowledgement."""
+        self.packed = False
+        """Whether there ever was an entry of several events."""
         self.final: set[Delivery] = set()
         """Of those marked: they were collected before, but could not be written then; nothing about them changes any more."""
         self.aside: dict[Aside, Settled] = {}
@@ -74,6 +78,7 @@ class Holding:
                 if events is None:
                     new.append(Delivery(id_, fields, self))
                 else:
+                    self.packed = True
                     new += [Delivery(token, own, self) for token, own in zip(*events, strict=True)]
         if self.lines:
             for delivery in new:
@@ -142,6 +147,7 @@ class Holding:
             self.final.add(hand[count])
         for delivery in hand[:count]:
             del marks[delivery]
+        self.rich = self.rich or bool(ready)
         self.ready += ready
         self._leave(count)
 

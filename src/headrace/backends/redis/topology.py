@@ -72,7 +72,9 @@ class SlotMap:
     async def _learn(self) -> None:
         try:
             try:
-                await self._nodes.initialize()  # not the client's own: it asks one of the nodes for more, which may be the one that is down
+                await (
+                    self._nodes.initialize()
+                )  # not the client's own: it asks one of the nodes for more, which may be the one that is down
             finally:
                 await self.aclose()  # what was learned stays; its connections are not needed
         except client_errors.RedisClusterException as e:
