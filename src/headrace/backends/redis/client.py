@@ -73,6 +73,8 @@ class Client:
                 self._slots.doubt()
             raise
         wire.on_moved = self._moved
+        if self._sentinels is not None and address is not None:
+            self._sentinels.watch(wire, address)
         return wire
 
     def _moved(self, error: Moved) -> None:

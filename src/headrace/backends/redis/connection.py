@@ -74,10 +74,11 @@ class Wire(asyncio.BufferedProtocol):
         if type(error) is Moved and self.on_moved is not None:
             self.on_moved(error)
         elif type(error) is Demoted:  # whoever connects again asks who the primary is
-            self._loop.call_soon(self._give_up, error)
+            self._loop.call_soon(self.give_up, error)
         return error
 
-    def _give_up(self, error: NotConnected) -> None:
+    def give_up(self, error: NotConnected) -> None:
+        """Closes at once; what still waits fails with this error."""
         if self.closed is None:
             self.closed = error
             self._transport.abort()
@@ -118,7 +119,7 @@ class Wire(asyncio.BufferedProtocol):
 
     def _check_silence(self) -> None:
         if self._waiting and self._loop.time() - self._heard > self._silence_s:
-            self._give_up(NotConnected(f"{self._where}: no answer for {self._silence_s:.0f} s; connecting again"))
+            self.give_up(NotConnected(f"{self._where}: no answer for {self._silence_s:.0f} s; connecting again"))
             return
         self._watch = self._loop.call_later(_WATCH_S, self._check_silence)
 

@@ -14,10 +14,13 @@ from redis.crc import key_slot
 
 from headrace.backends.redis import replies
 from headrace.backends.redis.address import Address, Place
-from headrace.errors import NotConnected, Refused
+from headrace.backends.redis.connection import Wire
+from headrace.errors import BackendError, NotConnected, Refused
 
 log = logging.getLogger("headrace.redis")
-_NOT_OURS: Final = ("protocol", "retry", "db")
+_LOOK_S: Final = 1.0
+"""How often the sentinels are asked whether the primary is still the one."""
+_NOT_OURS: Final = ("protocol", "db")
 """Arguments of our connections that its own clients choose for themselves."""
 
 
@@ -33,7 +36,6 @@ class SlotMap:
         self._nodes = RedisCluster(
             startup_nodes=[ClusterNode(host, port) for host, port in place.seeds],
             require_full_coverage=False,
-            cluster_error_retry_attempts=0,
             **arguments,
         ).nodes_manager
         self._moved: dict[int, Address] = {}
@@ -110,12 +112,36 @@ class Sentinels:
     def __init__(self, place: Place, where: str) -> None:
         """Asks nobody yet. The sentinels are taken to have the same user and password as the servers, or none."""
         self._where, self._service, self._seeds = where, place.service, place.seeds
-        self._arguments = {name: value for name, value in place.arguments.items() if name not in _NOT_OURS} | {
-            "retry": place.arguments["retry"]
-        }
+        self._arguments = {name: value for name, value in place.arguments.items() if name not in _NOT_OURS}
         if place.secure:
             self._arguments["ssl"] = True
         self._sentinel: Sentinel | None = None
+        self._wires: list[tuple[Wire, Address]] = []
+        self._watching: asyncio.Task[None] | None = None
+
+    def watch(self, wire: Wire, address: Address) -> None:
+        """Gives the connection up when the sentinels name another primary: an old one may still answer, or be silent for long."""
+        self._wires = [pair for pair in self._wires if pair[0].closed is None]
+        self._wires.append((wire, address))
+        if self._watching is None or self._watching.done():
+            self._watching = asyncio.ensure_future(self._watch())
+
+    async def _watch(self) -> None:
+        while self._wires:
+            await asyncio.sleep(_LOOK_S)
+            try:
+                primary = await self.primary()
+            except BackendError as e:
+                log.debug("asking the sentinels: %s", e)  # whoever connects learns the same, and says it
+                continue
+            self._wires = [pair for pair in self._wires if pair[0].closed is None]
+            for wire, address in self._wires:
+                if address != primary:
+                    wire.give_up(
+                        NotConnected(
+                            f"{self._where}: the sentinels name another primary, {primary[0]}:{primary[1]}; going there"
+                        )
+                    )
 
     def _ask(self, *, with_password: bool) -> Sentinel:
         secrets = () if with_password else ("username", "password")
@@ -132,7 +158,7 @@ class Sentinels:
             except client_errors.AuthenticationError as e:
                 if "without any password" not in str(e):
                     raise
-                await self.aclose()
+                await self._close()
                 self._sentinel = self._ask(with_password=False)
                 host, port = await self._sentinel.discover_master(self._service)
         except MasterNotFoundError as e:
@@ -145,6 +171,11 @@ class Sentinels:
 
     async def aclose(self) -> None:
         """Closes its connections. Idempotent."""
+        if self._watching is not None:
+            self._watching.cancel()
+        await self._close()
+
+    async def _close(self) -> None:
         if self._sentinel is not None:
             await asyncio.gather(*(s.aclose() for s in self._sentinel.sentinels))
             self._sentinel = None
