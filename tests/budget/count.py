@@ -17,7 +17,7 @@ from msgspec import Struct
 from headrace import Context, Headrace, Topic, limits
 from headrace.observe import LogObserver
 from headrace.route import Packing
-from headrace.runtime import pump, worker
+from headrace.runtime import pump, turn, worker
 from tests.budget.instructions import Instructions
 from tests.servers import Server
 
@@ -158,7 +158,7 @@ def consume(declare: Declare) -> Path:
 
         declare(app, topic, tick)
         threads = ThreadPoolExecutor(1)
-        with patch.multiple(pump, _TURN_S=1e9), patch.object(pump.Pump, "_limit", lambda _: BATCH):
+        with patch.multiple(turn, TURN_S=1e9), patch.object(pump.Pump, "_limit", lambda _: BATCH):
             with patch.object(worker, "worker_name", lambda: "worker"):  # its length is bytes of each call
                 (served,) = await worker.start(
                     app.groups.values(),

@@ -42,6 +42,8 @@ _NEVER: Final = {
     "FENCED": "another has taken its place",
     "GAP": "the server has forgotten acknowledged events of this producer",
     "DESTROYED": "the group was destroyed on the server while it was in use",
+    "MODE": "the group is used in the other mode",
+    "CURSOR": "the group's cursor is elsewhere than it was left",
     "INVALID": "the call was malformed",
     "NOPROTO": "the server does not speak the protocol asked for",
     "ERR": "the server refused",
