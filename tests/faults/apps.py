@@ -185,3 +185,17 @@ async def handle_batch(batch: list[Job], ctx: list[Context]) -> None:
             raise ValueError(f"job {job.n} spoils its batch")
         elif job.act == "hold" and VICTIM:
             await hold()
+
+
+KEYS = 12
+ordered = Headrace(lease_s=LEASE_S)
+steps = ordered.topic("steps", Job, key=lambda job: job.n % KEYS, partitions=3)
+stepped = ordered.topic("stepped", Done)
+
+
+@steps.subscribe("g", ordered=True, retry=Retry(attempts=100, first_s=0.02, factor=1.0))
+async def step(job: Job, ctx: Context) -> None:
+    note(job, ctx)
+    ctx.redis.rpush(f"seen.{ctx.key}", str(job.n))
+    ctx.publish(stepped, Done(job.n))
+    await act(job, ctx)

@@ -37,8 +37,10 @@ class Advance:
         subscription: Subscription,
         leases: Leases,
         publish: Callable[[Route, Sequence[Record]], Awaitable[None]],
+        settled: Callable[[Holding], None],
     ) -> None:
-        """`publish`: for outputs that live on other servers."""
+        """`publish`: for outputs that live on other servers; `settled` is told of each partition whose books have changed."""
+        self._settled = settled
         self._client, self._sub, self._leases, self._publish = client, subscription, leases, publish
         self._loop = asyncio.get_running_loop()
         self._group = subscription.group.encode()
@@ -89,6 +91,7 @@ class Advance:
         holding.attempts = {delivery.token: delivery.attempt + 1}
         holding.paused_until = self._loop.time() + one.delay_ms / 1000
         holding.rewind(delivery)
+        self._settled(holding)
 
     # One partition
 
@@ -99,6 +102,8 @@ class Advance:
                 holding.collect()
                 if not holding.ready and not holding.aside:
                     holding.look_empty()
+                    if holding.next < len(holding.hand):
+                        self._settled(holding)
                     return []
                 if unsettled := await self._send(holding):
                     return unsettled
@@ -150,6 +155,7 @@ class Advance:
         holding.cursor = cursor
         holding.rich = bool(holding.ready)
         holding.written(settled, asides)
+        self._settled(holding)
         return []
 
     def _cut(self, holding: Holding) -> list[Settled]:

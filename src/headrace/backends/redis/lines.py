@@ -36,6 +36,7 @@ class Aside(Struct, eq=False):
     """Its entry in the retry stream."""
     place: Place
     key: bytes | None
+    attempt: int
     due_ms: int
     """By the server's clock."""
     given: bool = False
@@ -74,10 +75,10 @@ class Lines:
         """An event is about to be set aside; until it is read back, its key waits."""
         self._by_key.setdefault(key, Line()).expected.add((place_of(token), attempt))
 
-    def add(self, aside: Aside, attempt: int) -> None:
+    def add(self, aside: Aside) -> None:
         """An event that was set aside was read back, from whomever it came."""
         line = self._by_key.setdefault(aside.key, Line())
-        line.expected.discard((aside.place, attempt))
+        line.expected.discard((aside.place, aside.attempt))
         insort(line.waiting, aside, key=lambda a: (a.place, place_of(a.token)))
         self.count += 1
         self._push(line, aside.key)
@@ -111,9 +112,9 @@ class Lines:
     def settled(self, aside: Aside, again: int | None) -> None:
         """An event that was given out is settled; `again`: its next attempt, if it is set aside anew."""
         line = self._by_key[aside.key]
-        if again is not None:
-            line.expected.add((aside.place, again))
         line.waiting.remove(aside)
+        if again is not None and not any(a.place == aside.place and a.attempt == again for a in line.waiting):
+            line.expected.add((aside.place, again))  # else it was read back before the answer came
         self.count -= 1
         self._back(line, aside)
 
@@ -135,15 +136,15 @@ class Lines:
             heapq.heappush(self._heads, (line.waiting[0].due_ms, self._pushed, key))
 
 
-def aside_of(holding: Any, token: bytes, fields: Sequence[bytes]) -> tuple[Aside, int]:
-    """An entry of the retry stream as an event that was set aside, and its attempt."""
+def aside_of(holding: Any, token: bytes, fields: Sequence[bytes]) -> Aside:
+    """An entry of the retry stream as an event that was set aside."""
     attributes = dict(zip(fields[::2], fields[1::2], strict=False))
     due, attempt = attributes.get(b"due", b"0"), attributes.get(b"attempt", b"1")
-    aside = Aside(
+    return Aside(
         holding,
         token,
         place_of(attributes.get(b"origin", token)),
         attributes.get(b"key"),
+        int(attempt) if attempt.isdigit() else 1,
         int(due) if due.isdigit() else 0,
     )
-    return aside, int(attempt) if attempt.isdigit() else 1

@@ -37,7 +37,9 @@ class OrderedFeed:
         self._leases = Leases(client, subscription, self._reading.load, self._reading.wake)
         self._membership = Membership(client, subscription, self._leases.share)
         self._leases.freed = self._membership.tell
-        self._advance = Advance(client, subscription, self._leases, publish)
+        self._advance = Advance(client, subscription, self._leases, publish, self._settled)
+        self._readable: list[Holding] = []
+        """What the read that is under way asks for."""
         self._taking = asyncio.Lock()
         self._turn = 0
         self._closed: Closed | None = None
@@ -66,8 +68,10 @@ class OrderedFeed:
                 if given or (asked and remaining <= 0):
                     return given
                 asked = True
-                readable = [h for h in holdings if len(h.hand) < _HAND_MAX and self._loop.time() >= h.paused_until]
-                await self._reading.read(readable, limit, min(max(remaining, 0.0), self._pause_s(holdings)))
+                self._readable = [
+                    h for h in holdings if len(h.hand) < _HAND_MAX and self._loop.time() >= h.paused_until
+                ]
+                await self._reading.read(self._readable, limit, min(max(remaining, 0.0), self._pause_s(holdings)))
 
     def _turned(self) -> list[Holding]:
         """What may be given out from, another one first each time."""
@@ -153,6 +157,11 @@ class OrderedFeed:
         if self._closed is not None:
             raise self._closed
         return await self._advance.commit(settled)
+
+    def _settled(self, holding: Holding) -> None:
+        """There may be something to give out although nothing was read, or more to read."""
+        if holding.lines or holding.careful or holding.next < len(holding.hand) or holding not in self._readable:
+            self._reading.wake()
 
     async def _settle_now(self, holding: Holding) -> None:
         """Writes what can be written; what cannot be now is written with the next commit."""

@@ -102,10 +102,13 @@ class Reading:
         source = self._sources.get("")
         if source is None or source.reply is None or source.reply.done():
             return
-        if (wire := self._client.connected(b"")) is not None:
-            unblocked = wire.send(pack(("CLIENT", "UNBLOCK", source.id)))
-            unblocked.add_done_callback(lambda f: f.cancelled() or f.exception())
-        await asyncio.wait([source.reply], timeout=self._client.settings.request_s)
+        pause_s = 0.005
+        while not source.reply.done():  # the first may come before the server has seen what it is to end
+            if (wire := self._client.connected(b"")) is not None:
+                unblocked = wire.send(pack(("CLIENT", "UNBLOCK", source.id)))
+                unblocked.add_done_callback(lambda f: f.cancelled() or f.exception())
+            await asyncio.wait([source.reply], timeout=pause_s)
+            pause_s = min(2 * pause_s, 1.0)
 
     def _take(self, source: Source) -> None:
         reply, source.reply = source.reply, None
@@ -124,7 +127,7 @@ class Reading:
             elif holding.aside_position == after:
                 holding.aside_position = entries[-1][0]
                 for token, fields in entries:
-                    holding.lines.add(*aside_of(holding, token, fields))
+                    holding.lines.add(aside_of(holding, token, fields))
         if entries_seen:
             self._fit = max(self._sub.read_bytes * entries_seen // (size + 1), 1)
 
@@ -135,7 +138,7 @@ class Reading:
                 "XRANGE", holding.keys.retry, b"(" + holding.aside_position, "+", "COUNT", limits.batch_records_max
             )
             for token, fields in page:
-                holding.lines.add(*aside_of(holding, token, fields))
+                holding.lines.add(aside_of(holding, token, fields))
                 holding.aside_position = token
             if len(page) < limits.batch_records_max:
                 return
