@@ -24,12 +24,12 @@ COUNTS = {
 
 SCREENS = {
     "topics": """\
-topic events published delayed size groups
-orders 7 7 0 SIZE billing
+topic partitions events published delayed size groups
+orders 1 7 7 0 SIZE billing
 -> 0""",
     "groups": """\
-topic group unread pending delayed retrying dead workers oldest
-orders billing 2 1 0 0 2 0 SECONDS
+topic group mode unread pending delayed retrying dead workers oldest
+orders billing shared 2 1 0 0 2 0 SECONDS
 -> 0""",
     "groups nosuch": """\
 headrace: no topic 'nosuch' on this server; topics: orders (see `headrace topics`)
@@ -83,13 +83,20 @@ def test_json_has_the_fields_of_the_contract(orders: Server) -> None:
     [topic] = _objects("topics")
     size = topic.pop("bytes")
     assert size > 0
-    assert topic == {"topic": "orders", "events": 7, "published": 7, "delayed": 0, "groups": ["billing"]}
+    assert topic == {
+        "topic": "orders",
+        "events": 7,
+        "published": 7,
+        "delayed": 0,
+        "groups": ["billing"],
+        "partitions": 1,
+    }
     [group] = _objects("groups", "orders")
     assert group.pop("oldest_s") > 0
-    assert group == {"topic": "orders", "group": "billing", "workers": 0, **COUNTS}
+    assert group == {"topic": "orders", "group": "billing", "ordered": False, "workers": 0, **COUNTS}
     [row] = _objects("ledger", "orders", "billing")
     assert row.pop("oldest_s") > 0
-    assert row == {"topic": "orders", "group": "billing", "workers": 0, "missing": 0, **COUNTS}
+    assert row == {"topic": "orders", "group": "billing", "ordered": False, "workers": 0, "missing": 0, **COUNTS}
     [held] = _objects("pending", "orders", "billing")
     assert held.keys() == {"token", "worker", "idle_s", "deliveries"}
 

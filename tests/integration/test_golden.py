@@ -22,7 +22,7 @@ from headrace.backends.contract import Delivery, Record, Route, Settlement, Verd
 from headrace.backends.entry import attempt_of, copy_of, derived_id
 from headrace.backends.partition import partition_of
 from headrace.backends.redis import keys
-from headrace.backends.redis.inspect import _netstrings
+from headrace.backends.redis.ledger import _netstrings
 from headrace.backends.redis.node import load_scripts
 from headrace.backends.redis.publish import words
 from headrace.backends.redis.record_batch import unpacked

@@ -223,6 +223,7 @@ class TopicInfo(Struct, frozen=True):
     groups: tuple[str, ...]
     bytes: int
     """Server memory of the stream; 0 if the server does not say."""
+    partitions: int = 1
 
 
 class GroupInfo(Struct, frozen=True):
@@ -245,6 +246,7 @@ class GroupInfo(Struct, frozen=True):
     workers: int
     oldest_s: float
     """Age of the oldest unsettled event; 0 if there is none."""
+    ordered: bool = False
 
     @property
     def missing(self) -> int:
@@ -262,6 +264,20 @@ class Held(Struct, frozen=True):
     deliveries: int
 
 
+class Lease(Struct, frozen=True):
+    """Who may settle the events of a partition, for a group in ordered mode."""
+
+    partition: int
+    worker: str
+    """'' if nobody has it."""
+    ends_s: float
+    """Seconds until it ends if it is not renewed; negative: it has ended."""
+    unread: int
+    """Events behind the group's cursor, those in the worker's hands included."""
+    waiting: int
+    """Events that were set aside: a failed one of each such key, and those behind it."""
+
+
 class Letter(Struct, frozen=True):
     """One stored event as people look at it: from a topic, its dead letters, or its delayed ones."""
 
@@ -275,6 +291,8 @@ class Letter(Struct, frozen=True):
 class Inspector(Protocol):
     """What operators see and do. Apart from `Backend`, and optional: CLI and console share it.
 
+    A topic of several partitions is counted as a whole by `topics`, `groups` and `leases`, and begun anew as a whole by `seek`; everything
+    else is about one of its partitions, which is named in place of the topic: `orders.3`.
     Raises NotConnected, Refused (unknown topic or group: says which exist), Closed.
     """
 
@@ -284,6 +302,10 @@ class Inspector(Protocol):
 
     async def groups(self, topic: str | None = None) -> Sequence[GroupInfo]:
         """Every group of one topic, or of all."""
+        ...
+
+    async def leases(self, topic: str, group: str) -> Sequence[Lease]:
+        """Who has which partition, by number; none in shared mode."""
         ...
 
     async def pending(self, topic: str, group: str, count: int = 100) -> Sequence[Held]:

@@ -132,10 +132,16 @@ def _stdin_at_most(size: int) -> bytes:
 async def _session(settings: Settings, args: argparse.Namespace, record: Record) -> int:
     backend = await backends.connect(settings)
     try:
+        partitions = await _partitions(settings, args.topic)
+        if partitions > 1 and record.key is None:
+            raise InvalidEvent(
+                f"topic {args.topic} has {partitions} partitions, and the key says which one: give --key"
+            )
+        args.route = Route(args.topic, partitions)
         if args.lines:
             done = await _Lines(backend, args, record).publish()
         else:
-            await backend.publish(Route(args.topic), [record])
+            await backend.publish(args.route, [record])
             done = 1
     finally:
         await backend.aclose()
@@ -144,6 +150,15 @@ async def _session(settings: Settings, args: argparse.Namespace, record: Record)
     else:
         output.line(f"published {output.plural(done, 'event')} to {args.topic}")
     return OK
+
+
+async def _partitions(settings: Settings, topic: str) -> int:
+    """How many the topic has on the server; 1 if it is new."""
+    inspector = await backends.inspector(settings)
+    try:
+        return next((t.partitions for t in await inspector.topics() if t.topic == topic), 1)
+    finally:
+        await inspector.aclose()
 
 
 class _Lines:
@@ -228,7 +243,7 @@ class _Lines:
     async def _publish(self, records: list[Record]) -> None:
         """One call after the other, so the order is that of the lines; within a call the backend keeps several in flight."""
         if records:
-            await self._backend.publish(Route(self._args.topic), records)
+            await self._backend.publish(self._args.route, records)
             self._done += len(records)
             self._progress.show(self._done)
 

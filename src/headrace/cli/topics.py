@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping, Sequence
 
-from headrace.backends.contract import GroupInfo, Inspector
+from msgspec import structs
+
+from headrace.backends.contract import GroupInfo, Inspector, Lease
 from headrace.cli import moments, output
 from headrace.cli.command import Command, add_group, add_server, add_topic, confirm, count, group_name
 from headrace.cli.exits import OK
@@ -23,9 +26,17 @@ def _topics(args: argparse.Namespace) -> int:
             output.json(topics)
         elif topics:
             output.table(
-                ("topic", "events", "published", "delayed", "size", "groups"),
+                ("topic", "partitions", "events", "published", "delayed", "size", "groups"),
                 (
-                    (t.topic, t.events, t.published, t.delayed, output.size(t.bytes), ", ".join(t.groups) or "none")
+                    (
+                        t.topic,
+                        t.partitions,
+                        t.events,
+                        t.published,
+                        t.delayed,
+                        output.size(t.bytes),
+                        ", ".join(t.groups) or "none",
+                    )
                     for t in topics
                 ),
             )
@@ -55,13 +66,21 @@ def _groups(args: argparse.Namespace) -> int:
 
     async def work(inspector: Inspector) -> int:
         groups = await inspector.groups(args.topic)
+        leases = {}
+        if args.topic is not None:
+            leases = {g.group: await inspector.leases(args.topic, g.group) for g in groups if g.ordered}
         if args.json:
-            output.json(groups)
+            output.json(
+                [{**structs.asdict(g), "leases": leases.get(g.group, [])} for g in groups] if leases else groups
+            )
         elif groups:
             output.table(
-                ("topic", "group", "unread", "pending", "delayed", "retrying", "dead", "workers", "oldest"),
+                ("topic", "group", "mode", "unread", "pending", "delayed", "retrying", "dead", "workers", "oldest"),
                 map(_row, groups),
             )
+            if leases:
+                output.line("")
+                _print_leases(leases)
         else:
             output.note("no groups yet: a group exists once a worker has subscribed with it")
         return OK
@@ -72,7 +91,36 @@ def _groups(args: argparse.Namespace) -> int:
 def _row(group: GroupInfo) -> tuple[output.Cell, ...]:
     g = group
     oldest = output.duration(g.oldest_s) if g.oldest_s else "-"
-    return g.topic, g.group, g.unread, g.pending, g.delayed, g.retrying, g.dead, g.workers, oldest
+    return (
+        g.topic,
+        g.group,
+        "ordered" if g.ordered else "shared",
+        g.unread,
+        g.pending,
+        g.delayed,
+        g.retrying,
+        g.dead,
+        g.workers,
+        oldest,
+    )
+
+
+def _print_leases(leases: Mapping[str, Sequence[Lease]]) -> None:
+    """Who has which partition, of each ordered group."""
+    output.table(
+        ("group", "partition", "worker", "lease", "unread", "waiting"),
+        (
+            (group, x.partition, x.worker or "nobody", _left(x), x.unread, x.waiting)
+            for group, own in leases.items()
+            for x in own
+        ),
+    )
+
+
+def _left(lease: Lease) -> str:
+    if not lease.worker:
+        return "-"
+    return f"{output.duration(lease.ends_s)} left" if lease.ends_s > 0 else "ended"
 
 
 def _reset(args: argparse.Namespace) -> int:

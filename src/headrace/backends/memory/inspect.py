@@ -7,7 +7,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from typing import Final
 
-from headrace.backends.contract import GroupInfo, Held, Letter, TopicInfo
+from headrace.backends.contract import GroupInfo, Held, Lease, Letter, TopicInfo
 from headrace.backends.memory.server import MemoryServer
 from headrace.backends.memory.state import Entry, Group, Topic
 from headrace.errors import Closed, Refused
@@ -83,6 +83,11 @@ class MemoryInspector:
         """See contract.Inspector."""
         topics = self._all() if topic is None else [self._topic(topic)]
         return [t.ledger(t.groups[name], self._server.now()) for t in topics for name in sorted(t.groups)]
+
+    async def leases(self, topic: str, group: str) -> Sequence[Lease]:
+        """None: there are no leases here."""
+        self._group(topic, group)
+        return []
 
     async def pending(self, topic: str, group: str, count: int = 100) -> Sequence[Held]:
         """See contract.Inspector."""

@@ -11,9 +11,11 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
-from headrace.backends.contract import GroupInfo, Held, Inspector, Letter, TopicInfo
+from headrace.backends.contract import GroupInfo, Held, Inspector, Lease, Letter, TopicInfo
+from headrace.backends.partition import streams
 from headrace.backends.redis import keys, record_batch
 from headrace.backends.redis.client import Client
+from headrace.backends.redis.ledger import Ledger
 from headrace.backends.redis.replies import ServerSaid
 from headrace.errors import Refused
 
@@ -68,29 +70,13 @@ def _checked(token: str, others: tuple[str, ...] = (), pattern: re.Pattern[str] 
     raise Refused(f"expected a token like {' or '.join(forms)}, got {token!r}")
 
 
-def _origin(fields: Sequence[bytes]) -> bytes:
-    """The entry of the topic that a retry was copied from, or b''."""
-    return next((value for name, value in zip(fields[::2], fields[1::2], strict=False) if name == b"origin"), b"")
-
-
-def _netstrings(packed: bytes) -> list[bytes]:
-    """The fields of a delayed record (see keys.py)."""
-    fields, at = [], 0
-    while at < len(packed):
-        colon = packed.index(b":", at)
-        end = colon + 1 + int(packed[at:colon])
-        fields.append(packed[colon + 1 : end])
-        at = end + 1
-    return fields
-
-
 class RedisInspector(Inspector):
     """Reads and moves on one server. All calls share one connection; none of them blocks the server for long."""
 
     def __init__(self, client: Client) -> None:
         """Takes over `client` and closes it at the end."""
         self._client = client
-        self._trusted: bytes | None = None
+        self._ledger = Ledger(client)
 
     async def aclose(self) -> None:
         """Closes its connections. Idempotent."""
@@ -113,14 +99,34 @@ class RedisInspector(Inspector):
         now_s = int(seconds) + int(micros) / 1e6
         found = []
         for name in names:
-            groups = sorted(await self._group_names(name))
-            infos = await asyncio.gather(*(self._group(name, group, now_s) for group in groups))
-            found += [info for info in infos if info is not None]
+            own = await self._streams(name)
+            listed = await asyncio.gather(*(self._group_names(stream) for stream in own))
+            for group in sorted({group for groups in listed for group in groups}):
+                infos = await asyncio.gather(*(self._ledger.of(stream, group, now_s) for stream in own))
+                there = [info for info in infos if info is not None]
+                if there:
+                    found.append(await self._ledger.together(name, there))
+        return found
+
+    async def leases(self, topic: str, group: str) -> Sequence[Lease]:
+        """Who has which partition, by number; none in shared mode."""
+        await self._known(topic, group)
+        seconds, micros = await self._client.command("TIME")
+        now_s = int(seconds) + int(micros) / 1e6
+        found = []
+        for number, stream in enumerate(await self._streams(topic)):
+            own = keys.group(stream, group)
+            mode, owner, until = await self._client.command("HMGET", own.record, "mode", "owner", "until")
+            if mode != b"ordered":
+                return []
+            info = await self._ledger.of(stream, group, now_s)
+            unread, waiting = (info.unread, info.retrying) if info is not None else (0, 0)
+            found.append(Lease(number, _text(owner or b""), int(until or 0) / 1e3 - now_s, unread, waiting))
         return found
 
     async def pending(self, topic: str, group: str, count: int = 100) -> Sequence[Held]:
         """What workers hold, oldest entry first: of the topic, and of the group's retry stream."""
-        await self._known(topic, group, alive=True)
+        await self._partition(topic, group, alive=True)
         found = await asyncio.gather(
             *(self._held(key, group, count) for key in (topic.encode(), keys.group(topic, group).retry))
         )
@@ -136,14 +142,14 @@ class RedisInspector(Inspector):
         `$` gives exactly one letter without attributes and data, whose token is the place of the last entry ever appended (`0-0` if
         there was none): who follows a topic starts there and goes on with `after=<token of the last letter>`.
         """
-        await self._known(topic)
+        await self._partition(topic)
         if after == "$":
             return [Letter(_text((await self._facts(topic.encode())).get(b"last-generated-id", b"0-0")), {}, b"")]
         return await self._letters(topic.encode(), after, count)
 
     async def dead(self, topic: str, group: str, after: str = "-", count: int = 100) -> Sequence[Letter]:
         """Dead letters after a token, oldest first."""
-        await self._known(topic, group)
+        await self._partition(topic, group)
         return await self._letters(keys.group(topic, group).dead, after, count)
 
     # What can be done
@@ -162,7 +168,7 @@ class RedisInspector(Inspector):
         Bounds are tokens, Unix milliseconds, or `-` and `+`. On a topic that is being written to, `+` moves on with every call. What
         the group has not read yet is copied too if it lies inside, and handled twice.
         """
-        await self._known(topic, group, alive=True)
+        await self._partition(topic, group, alive=True)
         stream, own = topic.encode(), keys.group(topic, group)
         begin, end = _checked(first, ("-",)), _checked(last, ("+",))
         copied, seen = 0, 0
@@ -185,15 +191,13 @@ class RedisInspector(Inspector):
 
         What its workers hold of the topic at this moment is theirs no more; dead letters and retries stay.
         """
-        await self._known(topic, group)
+        whole = start in _STARTS and await self._client.command("HEXISTS", keys.TOPICS, topic)
+        await (self._known if whole else self._partition)(topic, group)
         place = _STARTS.get(start) or _checked(start, ("0", "$", *_STARTS))
-        own = keys.group(topic, group)
-        await self._client.call(
-            "seek",
-            (topic.encode(), own.record, own.retry, own.dead, own.delayed, keys.partition(topic).packed),
-            group,
-            place,
-        )
+        for stream in await self._streams(topic) if whole else [topic]:
+            own = keys.group(stream, group)
+            names = (stream.encode(), own.record, own.retry, own.dead, own.delayed, keys.partition(stream).packed)
+            await self._client.call("seek", names, group, place)
 
     # How it is found out
 
@@ -213,13 +217,33 @@ class RedisInspector(Inspector):
             names = ", ".join(await self._names()) or "none yet"
             raise Refused(f"no topic {topic!r} on this server; topics: {names} (see `headrace topics`)")
         if group is not None:
-            names_ = sorted(await self._group_names(topic))
-            own = keys.group(topic, group)
-            if group not in names_ and (alive or not await self._client.command("EXISTS", own.record, own.dead)):
-                raise Refused(
-                    f"no group {group!r} on topic {topic!r}; groups: {', '.join(names_) or 'none yet'} (see `headrace groups {topic}`)"
-                )
+            await self._known_group((await self._streams(topic))[0], topic, group, alive=alive)
         return topic
+
+    async def _partition(self, topic: str, group: str | None = None, *, alive: bool = False) -> str:
+        """The stream that is meant: a topic of one partition, or a partition. Raises Refused as `_known` does, or asks for one partition."""
+        base, _, number = topic.rpartition(".")
+        count = int(await self._client.command("HGET", keys.TOPICS, topic) or 0)
+        if count > 1:
+            raise Refused(f"topic {topic} has {count} partitions: name one of them, {topic}.0 to {topic}.{count - 1}")
+        if not count and number.isdigit() and topic in await self._streams(base):
+            if group is not None:
+                await self._known_group(topic, topic, group, alive=alive)
+            return topic
+        return await self._known(topic, group, alive=alive)
+
+    async def _streams(self, topic: str) -> list[str]:
+        """The partitions of a topic; none if it is unknown."""
+        count = int(await self._client.command("HGET", keys.TOPICS, topic) or 0)
+        return streams(topic, count) if count else []
+
+    async def _known_group(self, stream: str, topic: str, group: str, *, alive: bool) -> None:
+        names_ = sorted(await self._group_names(stream))
+        own = keys.group(stream, group)
+        if group not in names_ and (alive or not await self._client.command("EXISTS", own.record, own.dead)):
+            raise Refused(
+                f"no group {group!r} on topic {topic!r}; groups: {', '.join(names_) or 'none yet'} (see `headrace groups {topic}`)"
+            )
 
     async def _or_none(self, *words: bytes | str | int) -> Any:
         """The reply to a command about a stream; None if stream or group is not there."""
@@ -235,22 +259,27 @@ class RedisInspector(Inspector):
         return _pairs(await self._or_none("XINFO", "STREAM", stream) or ())
 
     async def _topic(self, topic: str) -> TopicInfo:
-        stream = topic.encode()
-        own = keys.partition(topic)
+        parts = await asyncio.gather(*(self._stream(stream) for stream in await self._streams(topic)))
+        sums = {name: sum(getattr(p, name) for p in parts) for name in ("events", "published", "delayed", "bytes")}
+        groups = tuple(sorted({group for p in parts for group in p.groups}))
+        return TopicInfo(topic=topic, groups=groups, partitions=len(parts), **sums)
+
+    async def _stream(self, stream: str) -> TopicInfo:
+        own = keys.partition(stream)
         facts, groups, delayed, size, packed = await asyncio.gather(
-            self._facts(stream),
-            self._group_names(topic),
+            self._facts(own.stream),
+            self._group_names(stream),
             self._client.command("ZCARD", own.delayed),
-            self._size(stream),
+            self._size(own.stream),
             self._client.command("HMGET", own.packed, "extra", "gone"),
         )
         extra, gone = (int(count or 0) for count in packed)
         return TopicInfo(
-            topic=topic,
+            topic=stream,
             events=facts.get(b"length", 0) + extra - gone,
             published=facts.get(b"entries-added", 0) + extra,
             delayed=delayed,
-            groups=tuple(sorted(groups)),
+            groups=tuple(groups),
             bytes=size,
         )
 
@@ -259,73 +288,6 @@ class RedisInspector(Inspector):
             return await self._client.command("MEMORY", "USAGE", stream, "SAMPLES", 5) or 0
         except ServerSaid:  # forbidden or unknown, as on managed servers: the contract's 0 says "not told"
             return 0
-
-    async def _group(self, topic: str, group: str, now_s: float) -> GroupInfo | None:
-        """The ledger of one group; None if it vanished since it was listed."""
-        part, own = keys.partition(topic), keys.group(topic, group)
-        names = (part.stream, own.record, own.retry, part.delayed, own.delayed, own.dead, own.workers, part.packed)
-        try:
-            reply = await self._client.call("ledger", names, group, await self._trust())
-        except ServerSaid as e:
-            if "NOGROUP" in str(e) or "no such key" in str(e):
-                return None
-            raise
-        (
-            added,
-            origin,
-            replayed,
-            handled,
-            dead,
-            dropped,
-            pending,
-            entries_read,
-            delayed,
-            retrying,
-            workers,
-            oldest,
-            *extra,
-        ) = reply
-        if entries_read < 0:  # not known, and too much to count: take it that nothing is missing
-            settled = handled + dead + dropped + pending + retrying - replayed - (extra[0] - extra[1] - extra[2])
-            entries_read = max(origin, 0) + settled
-        if origin < 0:  # made by another tool: what it settled in its own way is not ours to count
-            origin = entries_read - pending
-        ages = [oldest, *(await self._oldest_retries(own) if retrying else ())]
-        first_ms = min(
-            (int(token.split(b"-")[0]) for token in ages if _ENTRY.fullmatch(_text(token.partition(b"/")[0]))),
-            default=None,
-        )
-        return GroupInfo(
-            topic=topic,
-            group=group,
-            published=added - origin + delayed + extra[0],
-            replayed=replayed,
-            handled=handled,
-            dead=dead,
-            dropped=dropped,
-            pending=pending + extra[2],
-            unread=added - entries_read + extra[1],
-            delayed=delayed,
-            retrying=retrying,
-            workers=workers,
-            oldest_s=0.0 if first_ms is None else max(now_s - first_ms / 1e3, 0.0),
-        )
-
-    async def _trust(self) -> bytes:
-        """Whether the server's count of what a group has read survives its restart: Redis 7.0 begins again at 0 (seen on 7.0.15)."""
-        if self._trusted is None:
-            self._trusted = b"1" if b"valkey_version" in await self._client.command("INFO", "server") else b"0"
-        return self._trusted
-
-    async def _oldest_retries(self, own: keys.GroupKeys) -> list[bytes]:
-        """Where the foremost retries came from in the topic: the one that waits for a worker, and the one that is due next."""
-        stream, delayed = await asyncio.gather(
-            self._client.command("XRANGE", own.retry, "-", "+", "COUNT", 1),
-            self._client.command("ZRANGE", own.delayed, 0, 0),
-        )
-        return [_origin(fields) or token for token, fields in stream] + [
-            _origin(_netstrings(packed)) for packed in delayed
-        ]
 
     async def _held(self, stream: bytes, group: str, count: int) -> list[tuple[bytes, bytes, int, int]]:
         return await self._or_none("XPENDING", stream, group, "-", "+", count) or []
@@ -351,7 +313,7 @@ class RedisInspector(Inspector):
 
     async def _move_dead(self, how: str, topic: str, group: str, tokens: Sequence[str]) -> int:
         """Moves dead letters in chunks. Raises Refused before the first move if a token is malformed."""
-        await self._known(topic, group)
+        await self._partition(topic, group)
         own = keys.group(topic, group)
         checked = [_checked(token, pattern=_ENTRY) for token in tokens]
         moved = 0
