@@ -67,7 +67,7 @@ class MemoryFeed:
 class MemoryBackend:
     """One process's connection to a `MemoryServer`; implements contract.Backend."""
 
-    features = Features(name="memory", effects=frozenset(EFFECTS))
+    features = Features(name="memory", effects=frozenset(EFFECTS), ordered=True)
 
     def __init__(self, server: MemoryServer) -> None:
         """A client of this server, and a producer of its own."""

@@ -80,7 +80,7 @@ class MemoryServer:
         due = self.next_due()
         groups = [(t, g) for t in self.topics.values() for g in t.groups.values()]
         return (due is None or due > self.now()) and not any(
-            g.pending or g.retry or g.place < t.added for t, g in groups
+            g.pending or g.ready() or g.place < t.added for t, g in groups
         )
 
     def wake(self) -> None:
@@ -219,7 +219,9 @@ class MemoryServer:
         if subscription.group not in topic.groups:
             start = topic.trimmed if subscription.start == "earliest" else topic.added
             topic.groups[subscription.group] = Group(subscription.group, origin=start, place=start)
-        self._group(subscription).workers[subscription.consumer] = Worker(subscription.lease_s)
+        group = self._group(subscription)
+        group.ordered = subscription.ordered
+        group.workers[subscription.consumer] = Worker(subscription.lease_s)
 
     def silence(self, subscription: Subscription) -> None:
         """The worker does not renew its lease any more; the lease ends when its time is up."""
@@ -268,10 +270,15 @@ class MemoryServer:
         return [Delivery(e.token, list(e.fields), None, e.attempt) for e in taken]
 
     def _take_new(self, topic: Topic, group: Group, worker: str, limit: int) -> Sequence[Entry]:
-        again, group.retry = group.retry[:limit], group.retry[limit:]
-        new = list(topic.unread(group)[: limit - len(again)])
-        group.place += len(new)
-        taken = [*again, *new]
+        if group.ordered:
+            new = topic.unread(group)
+            group.place += len(new)
+            taken, group.retry = group.in_order(new, limit)
+        else:
+            again, group.retry = group.retry[:limit], group.retry[limit:]
+            new = list(topic.unread(group)[: limit - len(again)])
+            group.place += len(new)
+            taken = [*again, *new]
         for entry in taken:
             self._hold(group, Pending(entry, worker, self.now()))
         return taken

@@ -13,6 +13,21 @@ Fields = Sequence[bytes]
 """Attribute names and values in turn, `data` last."""
 
 
+def _attribute(fields: Fields, wanted: bytes) -> bytes | None:
+    return next((value for name, value in zip(fields[::2], fields[1::2], strict=False) if name == wanted), None)
+
+
+def _key(fields: Fields) -> bytes | None:
+    return _attribute(fields, b"key")
+
+
+def _origin(entry: Entry) -> int:
+    """The number that the entry had in its topic."""
+    token = _attribute(entry.fields, b"origin") or entry.token
+    number = token.partition(b"-")[2]
+    return int(number) if number.isdigit() else 0
+
+
 class Entry(Struct, frozen=True):
     """One event as it lies in a topic, among a group's retries or its dead letters."""
 
@@ -78,6 +93,25 @@ class Group(Struct):
     """Copies that wait for their time; a heap."""
     dead: dict[bytes, Entry] = field(default_factory=dict)
     workers: dict[str, Worker] = field(default_factory=dict)
+    ordered: bool = False
+
+    def in_order(self, new: Sequence[Entry], limit: int) -> tuple[list[Entry], list[Entry]]:
+        """Of what waits and of new entries: those that may be handled now, and those that wait on.
+
+        One event of a key at a time, the oldest first; it waits while one of its key is in a worker's hands or waits for its retry.
+        """
+        blocked = {_key(p.entry.fields) for p in self.pending.values()} | {_key(d.fields) for d in self.delayed}
+        taken: list[Entry] = []
+        waiting: list[Entry] = []
+        for entry in sorted([*self.retry, *new], key=_origin):
+            key = _key(entry.fields)
+            (waiting if key in blocked or len(taken) == limit else taken).append(entry)
+            blocked.add(key)
+        return taken, waiting
+
+    def ready(self) -> bool:
+        """Whether anything waits that could be handled now."""
+        return bool(self.in_order((), 1)[0] if self.ordered else self.retry)
 
     def carried(self) -> int:
         """Copies that outlive a new start of the group."""
