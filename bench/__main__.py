@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench import peers, report, stages
+from bench import fleets, peers, report, stages
 from bench.event import Figures
 from bench.server import Server
 from bench.stages import Stage
@@ -63,7 +63,7 @@ class Bench:
             rounds = self.rounds(f"{kind} {fsync}", kind, fsync, every)
             if rounds:
                 out.append(report.server_section(_title(kind, fsync), rounds))
-        out += self._by_size() + self._by_backlog() + self._memory() + self._peers()
+        out += self._by_size() + self._by_backlog() + self._memory() + self._fleets() + self._peers()
         return out
 
     def _by_size(self) -> list[str]:
@@ -99,6 +99,18 @@ class Bench:
             if name in sizes
         ]
         return ["## Memory", report.memory(of, rounds), " ".join(entries)]
+
+    def _fleets(self) -> list[str]:
+        if self._args.quick or not self._only.search("fleets"):
+            return []
+        _say("several primaries")
+        of = fleets.primaries(self.count)
+        _say("partitions change hands")
+        moved = fleets.rebalance()
+        self.one |= {"killed_s": moved["killed_s"] - moved["lease_s"], "stopped_s": moved["stopped_s"]}
+        total = {n: sum(f[f"{what}_server_us"] for what in ("publish", "consume")) for n, f in of.items()}
+        self.one["primaries"] = total[3] / total[1]
+        return ["## Several primaries, several workers (always)", report.fleets(of, moved)]
 
     def _peers(self) -> list[str]:
         found: dict[str, tuple[str, Figures, Figures]] = {}

@@ -158,6 +158,36 @@ def peers(found: Mapping[str, tuple[str, Figures, Figures]], absent: Mapping[str
     return "\n".join(lines)
 
 
+def fleets(of: Mapping[int, Figures], moved: Figures) -> str:
+    """The cost of several primaries, and of workers that come and go."""
+    lines = [
+        "| 16 partitions on | publish, events/s | servers, µs | consume in order, events/s | servers, µs |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    lines += [
+        f"| {n} {'primary' if n == 1 else 'primaries'} | {f['publish_rate']:,.0f} | {f['publish_server_us']:.1f} | "
+        f"{f['consume_rate']:,.0f} | {f['consume_server_us']:.2f} |"
+        for n, f in of.items()
+    ]
+    lines += [
+        "",
+        _PRIMARIES,
+        "",
+        _MOVED.format(**moved),
+    ]
+    return "\n".join(lines)
+
+
+_PRIMARIES: Final = (
+    "The servers' cost of an event is that of all of them together: as long as it does not grow with their number, N primaries on N cores of "
+    "their own serve N times the events, if there are partitions for all of them."
+)
+_MOVED: Final = (
+    "Half of 16 partitions have changed hands {killed_s:.2f} s after SIGKILL of their worker (lease {lease_s:g} s), {stopped_s:.3f} s after "
+    "SIGTERM."
+)
+
+
 def start_ms() -> float:
     """Median wall time of `headrace --version`."""
     command = [str(Path(sys.executable).with_name("headrace")), "--version"]
@@ -203,6 +233,14 @@ def goals(always: Rounds, everysec: Rounds, one: Mapping[str, float]) -> list[Go
     least("... with one output event per input", always, "together_output", 60_000)
     least("record batches, publish", everysec, "publish_packed", 1_100_000)
     least("record batches, consume", everysec, "consume_packed", 567_000)
+    if "consume_ordered_1" in always and "consume" in always:
+        rate, base = (median(always[name], "rate") for name in ("consume_ordered_1", "consume"))
+        found = f"{rate / base:.2f} ({rate:,.0f}/s)"
+        out.append(Goal("consume in order per key, always", "≥ 2 times shared", found, rate >= 2 * base))
+    least("... publisher + server + worker on the same cores", always, "together_ordered", 180_000)
+    most("servers' CPU per event, 3 primaries against 1", one.get("primaries"), 1.2, "times")
+    most("partitions of a killed worker, after its lease", one.get("killed_s"), 1.0, "s")
+    most("partitions of a stopped worker", one.get("stopped_s"), 0.5, "s")
     if "peer" in one and "consume" in everysec:
         times = median(everysec["consume"], "rate") / one["peer"]
         out.append(Goal("consume, everysec, against the best peer", "≥ 50 times", f"{times:.0f} times", times >= 50))  # noqa: PLR2004

@@ -96,25 +96,69 @@ def matches(expected: Any, got: Any, now_ms: int) -> bool:
             return type(got) is type(raw(expected)) and bool(got == raw(expected))
 
 
-@pytest.mark.parametrize(
-    ("script", "case"), cases("publish", "join", "commit", "tend", "claim", "leave", "trim", "ledger", "move", "seek")
-)
+def clock_ms(server: Server) -> int:
+    seconds, micros = server.command("TIME")
+    return int(seconds) * 1000 + int(micros) // 1000
+
+
+@pytest.mark.parametrize(("script", "case"), cases(*SCRIPTS))
 def test_scripts_answer_as_written(shared: Server, script: str, case: Case) -> None:
+    answers_as_written(shared, SCRIPTS[script].digest, case)
+
+
+def answers_as_written(shared: Server, digest: bytes, case: Case) -> None:
     shared.command("FLUSHALL")
+    now_ms = clock_ms(shared)
     for command in case["before"]:
-        got = ask(shared, command)
+        words = [str(now_ms + word["time"]) if isinstance(word, dict) and "time" in word else word for word in command]
+        got = ask(shared, words)
         assert not isinstance(got, hiredis.ReplyError), f"{command}: {got}"
-    seconds, micros = shared.command("TIME")
-    now_ms = int(seconds) * 1000 + int(micros) // 1000
-    got = ask(
-        shared, ["EVALSHA", SCRIPTS[script].digest.decode(), str(len(case["keys"])), *case["keys"], *case["argv"]]
-    )
+    now_ms = clock_ms(shared)
+    got = ask(shared, ["EVALSHA", digest.decode(), str(len(case["keys"])), *case["keys"], *case["argv"]])
     assert matches(case["reply"], got, now_ms), f"{case['says']}\nexpected {case['reply']}\ngot      {got!r}"
     for step in case["after"]:
         got = ask(shared, step["command"])
         assert matches(step["reply"], got, now_ms), (
             f"{case['says']}\n{step['command']}\nexpected {step['reply']}\ngot      {got!r}"
         )
+
+
+MUTANTS: Final = (
+    ("advance", "if record[1] ~= ARGV[2] then", "if false then"),
+    ("advance", "if moves and not done and record[2] ~= ARGV[3] then", "if false then"),
+    ("advance", "local done = moves and record[2] == ARGV[4]", "local done = false"),
+    ("advance", "if applies(i) then\n    if i > nm", "if true then\n    if i > nm"),
+    ("advance", "if why then return {2", "if false then return {2"),
+    ("advance", "'ENTRIESREAD', read)  -- first", "'ENTRIESREAD', 0)  -- first"),
+    ("advance", "call('XDEL', KEYS[2]", "tostring(KEYS[2]"),
+    ("advance", "'cursor', ARGV[4], ", ""),
+    ("lease", "if owner ~= '' and owner ~= ARGV[2] and till > now then", "if false then"),
+    (
+        "lease",
+        "tonumber(string.match(record[3] or '0', '^%d+')) + 1",
+        "tonumber(string.match(record[3] or '0', '^%d+'))",
+    ),
+    ("lease", "if record[3] ~= ARGV[4] then", "if false then"),
+    ("lease", "'owner', '', 'until', 0", "'until', 0"),
+    ("members", "call('ZREMRANGEBYSCORE', KEYS[1], '-inf', fmt('%d', now)) > 0", "false"),
+    ("members", "if changed or ARGV[3] == 'tell' then", "if changed then"),
+    ("join", "if record[4] and record[4] ~= mode then", "if false then"),
+)
+"""Scripts of ordered mode that are broken on purpose, each in one place."""
+
+
+@pytest.mark.parametrize(("script", "old", "new"), MUTANTS, ids=range(len(MUTANTS)))
+def test_the_vectors_notice_a_broken_script(shared: Server, script: str, old: str, new: str) -> None:
+    text = SCRIPTS[script].text
+    assert text.count(old) == 1, "the script has changed; the mutant must follow"
+    digest = shared.command("SCRIPT", "LOAD", text.replace(old, new))
+    noticed = 0
+    for param in cases(script):
+        try:
+            answers_as_written(shared, digest, param.values[1])
+        except AssertionError:
+            noticed += 1
+    assert noticed
 
 
 NAMED: Final[dict[str, Callable[[keys.PartitionKeys, keys.GroupKeys], tuple[bytes, ...]]]] = {
