@@ -108,7 +108,7 @@ def test_no_server(words: tuple[str, ...]) -> None:
     [
         (
             ("topics", "--url", "http://me:hunter2@host"),
-            "headrace: url: expected one that begins with redis://, rediss://, unix://, got 'http://***@host'\n-> 2",
+            "headrace: url: expected one that begins with redis://, rediss://, unix://, redis+cluster://, rediss+cluster://, redis+sentinel://, rediss+sentinel://, got 'http://***@host'\n-> 2",
         ),
         (
             ("topics", "--durability", "hope"),

@@ -16,7 +16,7 @@ def test_table(cli_server: Server) -> None:
     code, screen = on_terminal("topics", env={"HEADRACE_URL": cli_server.url})
     assert code == 0
     head, a, orders = screen.splitlines()
-    assert head.startswith("\x1b[1mtopic   events  published  delayed")
+    assert head.startswith("\x1b[1mtopic   partitions  events  published  delayed")
     assert head.endswith("\x1b[0m")
     assert re.fullmatch(r"a            0          0        0  0 B +none", a)
     assert re.fullmatch(r"orders       1  1,234,567        0  \S+ \S+ +none", orders)

@@ -140,11 +140,11 @@ def test_quorum_counts_replicas(replicated: tuple[Server, Server]) -> None:
 
 
 @pytest.mark.parametrize("level", LEVELS)
-def test_a_cluster_is_refused_at_every_level(flavour: str, level: Durability) -> None:
+def test_a_cluster_is_refused_by_a_url_of_one_server_at_every_level(flavour: str, level: Durability) -> None:
     with Server(flavour, cluster_enabled="yes", tcp=True) as server:
         report = report_of(server.url, level)
         assert report.mode == "cluster"
-        assert "does not follow a Cluster" in refusal(report)
+        assert "follow the Cluster: a URL that begins with redis+cluster://" in refusal(report)
 
 
 @pytest.mark.parametrize("appendonly", ["yes", "no"])
