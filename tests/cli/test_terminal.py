@@ -18,8 +18,8 @@ def test_table(cli_server: Server) -> None:
     head, a, orders = screen.splitlines()
     assert head.startswith("\x1b[1mtopic   partitions  events  published  delayed")
     assert head.endswith("\x1b[0m")
-    assert re.fullmatch(r"a            0          0        0  0 B +none", a)
-    assert re.fullmatch(r"orders       1  1,234,567        0  \S+ \S+ +none", orders)
+    assert re.fullmatch(r"a +1 +0 +0 +0  0 B +none", a)
+    assert re.fullmatch(r"orders +1 +1  1,234,567 +0  \S+ \S+ +none", orders)
     assert "  1234567  " in say("topics").out
 
 

@@ -134,3 +134,12 @@ def test_a_packed_entry_leaves_as_a_whole() -> None:
     own.marks |= {two: two, three: three}
     own.collect()
     assert own.ready == [one, two, three]
+
+
+def test_an_event_that_was_set_aside_does_not_overtake_one_that_fails_again() -> None:
+    own, (a1, a2, b) = holding(b"a", b"a", b"b")
+    asides = [aside_of(own, *copy(event, 2, b"%d-9" % n)) for n, event in enumerate((a1, a2, b))]
+    for aside, event in zip(asides, (a1, a2, b), strict=True):
+        own.lines.add(aside)
+        own.aside[aside] = Settlement(event, Verdict.RETRY) if event is a1 else event
+    assert [one.verdict for _, one in own.asides()] == [Verdict.RETRY, Verdict.RETURN, Verdict.HANDLED]
