@@ -64,7 +64,11 @@ def rebalance() -> Figures:
         environment = {**os.environ, "HEADRACE_URL": server.url, "BENCH_LEASE_S": str(LEASE_S)}
 
         def worker() -> subprocess.Popen[bytes]:
-            return subprocess.Popen([sys.executable, "-m", "headrace", "run", "bench.standing:app"], env=environment)
+            return subprocess.Popen(
+                [sys.executable, "-m", "headrace", "run", "bench.standing:app"],
+                env=environment,
+                stderr=subprocess.DEVNULL,
+            )
 
         def owners() -> set[int]:
             """Process ids of those that have a partition; -1: somebody has not."""
