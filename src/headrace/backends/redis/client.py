@@ -141,7 +141,7 @@ class Client:
                 if known != partitions:
                     raise Refused(
                         f"topic {topic} has {known} partitions on the server, and this program declares {partitions}: write "
-                        f"partitions={known}, or let `headrace partitions {topic} {partitions}` grow it (it never shrinks)"
+                        f"partitions={known}, or use another topic; the number is fixed when a topic is first used"
                     )
         except BackendError:
             self._partitions.pop(topic, None)
