@@ -14,6 +14,7 @@ from headrace.backends.redis.backend import RedisBackend
 from headrace.backends.redis.client import Client
 from headrace.backends.redis.inspect import RedisInspector
 from headrace.backends.redis.node import Script
+from headrace.backends.redis.ordered import OrderedFeed
 from headrace.backends.redis.shared import SharedFeed
 from headrace.settings import Settings
 from headrace.testing.conformance.harness import Value
@@ -57,10 +58,13 @@ class RedisHarness:
         return inspector
 
     async def crash(self, feed: Feed) -> None:
-        assert isinstance(feed, SharedFeed)
+        assert isinstance(feed, SharedFeed | OrderedFeed)
         feed.abandon()
 
     async def pause(self, feed: Feed) -> None:
+        if isinstance(feed, OrderedFeed):
+            feed.pause()
+            return
         assert isinstance(feed, SharedFeed)
         feed._presence.stop()
 

@@ -96,5 +96,57 @@ MUTANTS: Final = (
         "hand back burns an attempt", "leave", "'attempt', '1'", "'attempt', '2'", "closing_a_feed_hands_back_at_once"
     ),
     ScriptMutant("start ignored", "join", "create(ARGV[4])", "create('0')", "latest_begins_with_what_comes"),
+    ScriptMutant(
+        "neither token nor cursor looked at",
+        "advance",
+        """if record[1] ~= ARGV[2] then return redis.error_reply('FENCED ' .. (call('HGET', KEYS[3], 'owner') or 'nobody') .. ' has the lease') end
+local moves = ARGV[3] ~= ARGV[4]
+local done = moves and record[2] == ARGV[4]                     -- a repeated call: its answer was lost
+if moves and not done and record[2] ~= ARGV[3] then return redis.error_reply('CURSOR ' .. (record[2] or 'lost')) end""",
+        "local moves, done = ARGV[3] ~= ARGV[4], false",
+        "an_ordered_worker_writes_nothing_after_its_lease",
+    ),
+    ScriptMutant(
+        "a partition is taken from the living",
+        "lease",
+        "owner ~= ARGV[2] and till > now then return",
+        "owner ~= ARGV[2] and till > now + 1e6 then return",
+        "an_ordered_worker_keeps_what_it_has_in_hand",
+    ),
+    ScriptMutant(
+        "a partition is not given back",
+        "lease",
+        "call('HSET', KEYS[1], 'owner', '', 'until', 0, 'trying', '')",
+        "",
+        "a_stopped_ordered_worker_hands_over_at_once",
+    ),
+    ScriptMutant(
+        "the cursor stays",
+        "advance",
+        "call('HSET', KEYS[3], 'cursor', ARGV[4], 'read', read, 'until', t_end)",
+        "call('HSET', KEYS[3], 'read', read, 'until', t_end)",
+        "a_stopped_ordered_worker_hands_over_at_once",
+    ),
+    ScriptMutant(
+        "what is set aside is lost",
+        "advance",
+        "call('XADD', KEYS[2], '*', 'due', fmt('%d', clock() + tonumber(ARGV[p + 1])), unpack(ARGV, p + 3, p + 2 + argc))",
+        "",
+        "what_waits_in_order_survives_its_worker",
+    ),
+    ScriptMutant(
+        "what was set aside comes again for ever",
+        "advance",
+        "if i > nm then call('XDEL', KEYS[2], ARGV[10 + i - nm]) end",
+        "",
+        "a_failed_event_is_not_overtaken_by_its_key",
+    ),
+    ScriptMutant(
+        "what is set aside is due at once",
+        "advance",
+        "'due', fmt('%d', clock() + tonumber(ARGV[p + 1]))",
+        "'due', '0'",
+        "a_failed_event_is_not_overtaken_by_its_key",
+    ),
     ScriptMutant("handled not counted", "commit", "handled = np\n", "handled = 0\n", "commit_settles"),
 )

@@ -14,7 +14,7 @@ from headrace.testing.conformance.stage import Stage, Violation
 
 __all__ = ["NotRun", "Outcome", "Report", "Scenario", "Violation"]
 
-_FLAGS: Final = ("outputs", "delay", "replay", "ids")
+_FLAGS: Final = ("outputs", "delay", "ordered", "replay", "ids")
 
 
 class NotRun(Exception):

@@ -108,12 +108,14 @@ class Stage:
         """Publishes in one call."""
         await (await self.backend()).publish(route, records)
 
-    async def worker(self, group: str = "billing", route: Route = ORDERS, start: str = "earliest") -> Feed:
+    async def worker(
+        self, group: str = "billing", route: Route = ORDERS, start: str = "earliest", *, ordered: bool = False
+    ) -> Feed:
         """A new worker, in a process of its own."""
         self._workers += 1
         backend = await self.harness.backend()
         return await backend.subscribe(
-            Subscription(route, group, f"worker{self._workers}", start, self.harness.lease_s)
+            Subscription(route, group, f"worker{self._workers}", start, self.harness.lease_s, ordered=ordered)
         )
 
     async def now(self) -> float:

@@ -6,7 +6,18 @@ import asyncio
 from collections.abc import Collection, Sequence
 from typing import Final
 
-from headrace.testing.conformance import consume, delay, effects, inspect, leave, publish, retention, settle, takeover
+from headrace.testing.conformance import (
+    consume,
+    delay,
+    effects,
+    inspect,
+    leave,
+    ordered,
+    publish,
+    retention,
+    settle,
+    takeover,
+)
 from headrace.testing.conformance.harness import HarnessFactory
 from headrace.testing.conformance.scenario import NotRun, Outcome, Report, Scenario
 
@@ -18,6 +29,7 @@ SCENARIOS: Final[tuple[Scenario, ...]] = (
     *effects.SCENARIOS,
     *delay.SCENARIOS,
     *takeover.SCENARIOS,
+    *ordered.SCENARIOS,
     *retention.SCENARIOS,
     *inspect.SCENARIOS,
 )
