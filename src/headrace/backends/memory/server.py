@@ -215,18 +215,7 @@ class MemoryServer:
 
     def join(self, subscription: Subscription) -> None:
         """Takes a place in the group, which is made if absent. Raises Refused if it is used in the other mode."""
-        topic = self.open(subscription.route)
-        if subscription.group not in topic.groups:
-            start = topic.trimmed if subscription.start == "earliest" else topic.added
-            topic.groups[subscription.group] = Group(
-                subscription.group, origin=start, place=start, ordered=subscription.ordered
-            )
-        group = self._group(subscription)
-        if group.ordered != subscription.ordered:
-            raise Refused(
-                f"group {group.name} of topic {subscription.route.topic} is {'ordered' if group.ordered else 'shared'}: "
-                "choose another group name for the other mode"
-            )
+        group = self.open(subscription.route).group(subscription)
         group.workers[subscription.consumer] = Worker(subscription.lease_s)
 
     def silence(self, subscription: Subscription) -> None:

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from msgspec import Struct, field
 
 from headrace import limits
-from headrace.backends.contract import GroupInfo, Record, Route, TopicInfo
+from headrace.backends.contract import GroupInfo, Record, Route, Subscription, TopicInfo
+from headrace.errors import Refused
 
 Fields = Sequence[bytes]
 """Attribute names and values in turn, `data` last."""
@@ -139,6 +140,20 @@ class Topic(Struct):
     def added(self) -> int:
         """Entries ever appended."""
         return self.trimmed + len(self.entries)
+
+    def group(self, subscription: Subscription) -> Group:
+        """The group, which is made if absent. Raises Refused if it is used in the other mode."""
+        group = self.groups.get(subscription.group)
+        if group is None:
+            start = self.trimmed if subscription.start == "earliest" else self.added
+            group = Group(subscription.group, origin=start, place=start, ordered=subscription.ordered)
+            self.groups[subscription.group] = group
+        if group.ordered != subscription.ordered:
+            raise Refused(
+                f"group {group.name} of topic {self.route.topic} is {'ordered' if group.ordered else 'shared'}: "
+                "choose another group name for the other mode"
+            )
+        return group
 
     def needed_from(self) -> int:
         """Place of the oldest entry that some group has still to settle."""
