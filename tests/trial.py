@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -18,11 +18,13 @@ from headrace import Context, DurabilityError, Headrace, NotConnected, Retry, To
 from headrace.backends.partition import partition_of, streams
 from headrace.backends.redis.backend import RedisBackend
 from headrace.backends.redis.client import Client
+from headrace.backends.redis.growth import grow
 from headrace.backends.redis.ordered import OrderedFeed
 from headrace.observe import LogObserver
 from headrace.route import Packing
 from headrace.runtime.pump import Pump
 from headrace.runtime.worker import start
+from headrace.settings import Settings
 
 KEYS = 11
 LEASE_S = 1.0
@@ -46,6 +48,30 @@ class Plan(msgspec.Struct, frozen=True):
     packing: Packing = "none"
     durability: str = "fsync"
     grow_to: int = 0
+
+
+class Interrupted(Client):
+    """A client whose program dies with its n-th call: before it, or before the answer."""
+
+    def __init__(self, settings: Settings, calls: int, *, answered: bool = False) -> None:
+        super().__init__(settings)
+        self._left, self._answered = calls, answered
+
+    async def _count(self, call: Coroutine[Any, Any, Any]) -> Any:
+        self._left -= 1
+        if self._left < 0 and not self._answered:
+            call.close()
+            raise NotConnected("killed")
+        answer = await call
+        if self._left < 0:
+            raise NotConnected("killed")
+        return answer
+
+    async def command(self, *words: bytes | str | int | float) -> Any:
+        return await self._count(super().command(*words))
+
+    async def call(self, name: str, keys: tuple[bytes, ...], *words: bytes | str | int | float) -> Any:
+        return await self._count(super().call(name, keys, *words))
 
 
 class Worker:
@@ -93,6 +119,11 @@ class Worker:
         await self.app.aclose()
 
 
+def list_of(url: str, partition: str, key: str) -> str:
+    """The list of a key: in a Cluster one for each partition that it was in, else only one."""
+    return f"{{{partition}}}:seen:{key}" if "cluster" in url else f"seen:{key}"
+
+
 def declare(url: str, plan: Plan, chance: random.Random) -> tuple[Headrace, Topic[Event]]:
     """An app with one ordered group whose handler fails now and then."""
     app = Headrace(url, lease_s=LEASE_S, durability=plan.durability)
@@ -100,7 +131,7 @@ def declare(url: str, plan: Plan, chance: random.Random) -> tuple[Headrace, Topi
     retry = Retry(attempts=1_000, first_s=0.01, max_s=0.3)
 
     def record(event: Event, ctx: Context) -> None:
-        ctx.redis.rpush(f"{{{ctx.partition}}}:seen:{event.key}", str(event.n))
+        ctx.redis.rpush(list_of(url, ctx.partition, event.key), str(event.n))
 
     if plan.batched:
 
@@ -146,6 +177,7 @@ class Trial:
         client = Client(app.settings)
         async with app:
             publishing = asyncio.ensure_future(self._publish(topic))
+            growing = asyncio.ensure_future(self._grow(topic)) if self._plan.grow_to else None
             async with asyncio.timeout(_STUCK_S):
                 while not (publishing.done() and await self._all_there(client)):
                     await asyncio.sleep(self._chance.random() * 0.4)
@@ -153,6 +185,8 @@ class Trial:
                     look()
                     if publishing.done():
                         publishing.result()
+                if growing is not None:
+                    await growing
             await asyncio.sleep(0.3)  # whoever would still write something it must not, does it now
             for worker in (*self._workers, *self._silent):
                 await worker.stop()
@@ -171,6 +205,21 @@ class Trial:
                 self.published[key] += 1
             total += await topic.publish_many(events)
             await asyncio.sleep(self._chance.random() * 0.02)
+
+    async def _grow(self, topic: Topic[Event]) -> None:
+        """In the middle of it all; the command is interrupted now and then, and run again."""
+        while sum(self.published.values()) < self._plan.events / 3:
+            await asyncio.sleep(0.01)
+        while True:
+            client = Interrupted(topic._app.backend().client.settings, self._chance.randrange(1, 90))  # type: ignore[attr-defined]
+            try:
+                await grow(client, topic.name, self._plan.grow_to)
+            except NotConnected:
+                await asyncio.sleep(self._chance.random() * 0.2)
+            else:
+                return
+            finally:
+                await client.aclose()
 
     async def _act(self) -> None:
         if len(self._workers) < 3:
@@ -192,7 +241,7 @@ class Trial:
 
     def _list_of(self, key: str, partitions: int) -> str:
         name = streams("orders", partitions)[partition_of(key.encode(), partitions)]
-        return f"{{{name}}}:seen:{key}"
+        return list_of(self._url, name, key)
 
     async def _all_there(self, client: Client) -> bool:
         try:
@@ -215,3 +264,4 @@ class Trial:
             assert await client.command("XLEN", f"{{{name}}}:retry:g") == 0, (
                 f"seed {self._plan.seed}: {name} has events set aside"
             )
+            assert await client.command("XLEN", name) or not self._plan.grow_to, f"nothing was published to {name}"

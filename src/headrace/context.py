@@ -75,10 +75,12 @@ class Context(Struct, eq=False):
 
     @property
     def partition(self) -> str:
-        """The partition that the key belongs to: `orders.3`, or just the topic if it has one. '' for an event of several without a key.
+        """The partition that the event comes from: `orders.3`, or just the topic if it has one. '' for one of several that cannot be told.
 
         In a Cluster, effects can be written to keys that live with it: `ctx.redis.hincrby(f"{{{ctx.partition}}}:revenue", ...)`.
         """
+        if (known := self.delivery.partition) is not None:
+            return known
         partitions, key = self._surroundings.partitions, self.delivery.key
         if partitions == 1:
             return self.topic

@@ -16,7 +16,7 @@ class TopicOptions(TypedDict, total=False):
 
     partitions: int
     """How many streams the topic has (1); the key decides which one an event goes to. For ordered subscriptions, which give each partition
-    to one worker, and for a Cluster, whose servers share them. It is fixed when the topic is first used."""
+    to one worker, and for a Cluster, whose servers share them. It can grow later, by `headrace partitions`, if it is not 1."""
     packing: Packing
     """`batch`: up to `limits.packing_records` events that are published together share an entry of the stream: several times as many
     events a second, and all of an entry are settled in one moment, with the slowest. Else `none`."""

@@ -22,7 +22,7 @@ from headrace.backends.contract import Delivery, Record, Route, Settlement, Verd
 from headrace.backends.entry import attempt_of, copy_of, derived_id
 from headrace.backends.partition import partition_of
 from headrace.backends.redis import keys
-from headrace.backends.redis.ledger import _netstrings
+from headrace.backends.redis.ledger import netstrings
 from headrace.backends.redis.node import load_scripts
 from headrace.backends.redis.publish import words
 from headrace.backends.redis.record_batch import unpacked
@@ -221,10 +221,10 @@ def test_headrace_packs_batches_so(script: str, case: Case) -> None:
     records = [record(r) for r in case["given"]["records"]]
     argv = raw(case["argv"])
     route = Route("orders", packing=case["given"].get("packing", 1))
-    assert argv[3:7] == [
-        b"%d" % n for n in (len(records), route.cap_events, limits.producer_idle_s, int(route.id_window_s * 1000))
+    assert argv[3:8] == [
+        b"%d" % n for n in (len(records), route.cap_events, limits.producer_idle_s, int(route.id_window_s * 1000), 1)
     ]
-    assert argv[7:] == words(records, route.packing)
+    assert argv[8:] == words(records, route.packing)
 
 
 @pytest.mark.parametrize(("script", "case"), [c for c in cases("commit") if "given" in c.values[1]])
@@ -242,7 +242,7 @@ def test_headrace_packs_settlements_so(script: str, case: Case) -> None:
 def test_delayed_records_are_netstrings(shared: Server, script: str, case: Case) -> None:
     packed, fields = raw(case["packed"]), raw(case["fields"])
     assert b"".join(b"%d:%b," % (len(f), f) for f in fields) == packed
-    assert _netstrings(packed) == fields
+    assert netstrings(packed) == fields
     shared.command("FLUSHALL")
     shared.command("ZADD", "{orders}:delayed", 1, packed)
     shared.command("EVALSHA", SCRIPTS["tend"].digest, 2, "orders", "{orders}:delayed", "", 0, 10)

@@ -8,6 +8,7 @@ import random
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import msgspec
 import pytest
 
 from headrace import ConfigurationError, Headrace, Refused, Topic
@@ -27,14 +28,16 @@ VARIANTS = {
     "in batches": Plan(0, batched=True),
     "packed entries": Plan(0, packing="batch", partitions=5),
     "one partition": Plan(0, partitions=1, events=800),
+    "growing": Plan(0, partitions=2, grow_to=6, events=3_000),
+    "growing, packed entries": Plan(0, partitions=3, grow_to=6, events=3_000, packing="batch", batched=True),
 }
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: v.replace(" ", "-"))
 def test_every_key_is_handled_once_and_in_order(server: Server, variant: str) -> None:
     plan = VARIANTS[variant]
-    seed = random.randrange(10**6)
-    asyncio.run(Trial(server.url, Plan(seed, plan.events, plan.partitions, plan.batched, plan.packing)).run())
+    seeded = msgspec.structs.replace(plan, seed=random.randrange(10**6))
+    asyncio.run(Trial(server.url, seeded).run())
 
 
 def playing(server: Server, play: Callable[[RedisBackend], Awaitable[None]]) -> None:

@@ -331,7 +331,7 @@ def test_a_producer_that_was_idle_for_long_numbers_anew(server: Server) -> None:
 
     async def play(backend: RedisBackend) -> None:
         await backend.publish(ORDERS, [Record(b"a"), Record(b"b")])
-        publisher = backend._publishers["orders"]
+        publisher = backend._publishers["orders", 1]
         publisher._heard -= limits.producer_idle_s
         await backend.publish(ORDERS, [Record(b"c")])
         ids = [fields[1] for _, fields in server.command("XRANGE", "orders", "-", "+")]

@@ -183,7 +183,7 @@ def test_a_repeated_call_writes_nothing_and_a_part_is_refused(server: Server) ->
         keys = (b"orders", b"{orders}:producer:p", b"{orders}:delayed", b"{orders}:ids", b"{orders}:packed")
 
         async def send(first: int) -> object:
-            return await client.call("publish", keys, b"p", 1, first, 2, 1000, 60, 1000, *run)
+            return await client.call("publish", keys, b"p", 1, first, 2, 1000, 60, 1000, 1, *run)
 
         assert await send(1) == [2, 0, 0]
         assert await send(1) == [0, 2, 0]

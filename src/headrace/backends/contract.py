@@ -80,6 +80,11 @@ class Delivery(Struct, gc=False, eq=False):
         return self.get(b"key")
 
     @property
+    def partition(self) -> str | None:
+        """The partition it comes from, if its feed says so: that is what `batch.partition` is for."""
+        return getattr(self.batch, "partition", None)
+
+    @property
     def id(self) -> bytes:
         """The event's identity: its `id` attribute, else its place in the stream."""
         fields = self.fields
@@ -334,6 +339,10 @@ class Inspector(Protocol):
 
     async def seek(self, topic: str, group: str, start: str) -> None:
         """Creates the group anew at `earliest`, `latest` or a token, after it was destroyed under its workers. Its counts start again."""
+        ...
+
+    async def grow(self, topic: str, partitions: int) -> None:
+        """Gives a topic more partitions, while it is used; goes on with what was interrupted. Raises Refused for a number that cannot be."""
         ...
 
     async def aclose(self) -> None:

@@ -28,6 +28,7 @@ _COMMANDS: Final = {
     "publish": ("publish", "publish JSON from the command line or from stdin"),
     "tail": ("tail", "print the last events of a topic, or its dead letters"),
     "topics": ("topics", "list the topics"),
+    "partitions": ("topics", "give a topic more partitions, while it is used"),
     "groups": ("topics", "list the groups, or start one anew at another place"),
     "pending": ("topics", "list what workers hold"),
     "dead": ("dead", "list, show, replay or drop dead letters"),

@@ -1,4 +1,4 @@
-"""`headrace topics`, `headrace groups` and `headrace pending`: what the server holds, and who holds it."""
+"""`headrace topics`, `headrace partitions`, `headrace groups` and `headrace pending`: what the server holds, and who holds it."""
 
 from __future__ import annotations
 
@@ -146,6 +146,27 @@ def _reset(args: argparse.Namespace) -> int:
     return inspect(args, work)
 
 
+def _partitions_arguments(parser: argparse.ArgumentParser) -> None:
+    add_topic(parser)
+    parser.add_argument(
+        "partitions", metavar="NUMBER", type=count, help="how many it is to have: a multiple of what it has now"
+    )
+    add_server(parser)
+
+
+def _partitions(args: argparse.Namespace) -> int:
+    async def work(inspector: Inspector) -> int:
+        await inspector.grow(args.topic, args.partitions)
+        (topic,) = [t for t in await inspector.topics() if t.topic == args.topic]
+        if args.json:
+            output.json(topic)
+        else:
+            output.line(f"topic {topic.topic} has {output.number(topic.partitions)} partitions")
+        return OK
+
+    return inspect(args, work)
+
+
 def _pending_arguments(parser: argparse.ArgumentParser) -> None:
     add_topic(parser)
     add_group(parser)
@@ -181,6 +202,7 @@ def _pending(args: argparse.Namespace) -> int:
 
 COMMANDS = {
     "topics": Command(_topics_arguments, _topics),
+    "partitions": Command(_partitions_arguments, _partitions),
     "groups": Command(_groups_arguments, _groups),
     "pending": Command(_pending_arguments, _pending),
 }

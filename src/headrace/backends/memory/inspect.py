@@ -133,6 +133,12 @@ class MemoryInspector:
         self._server.again(own, copied)
         return len(copied), entries[begin + count].token.decode() if begin + count < end else ""
 
+    async def grow(self, topic: str, partitions: int) -> None:
+        """Refused: a topic in memory has one partition, whatever its route says."""
+        raise Refused(
+            f"topic {topic} is in memory, where a topic has one partition; {partitions} can only be had on a server"
+        )
+
     async def seek(self, topic: str, group: str, start: str) -> None:
         """See contract.Inspector. At a token: reads on after it."""
         own = self._topic(topic)

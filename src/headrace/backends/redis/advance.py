@@ -24,7 +24,7 @@ from headrace.backends.redis.connection import pack
 from headrace.backends.redis.holding import Holding
 from headrace.backends.redis.leases import Leases
 from headrace.backends.redis.lines import Aside
-from headrace.backends.redis.replies import ServerSaid
+from headrace.backends.redis.replies import Grew, ServerSaid
 from headrace.errors import NotConnected
 
 
@@ -120,13 +120,13 @@ class Advance:
             if holding.lost:
                 holding.restore(settled)
                 return []
-            writes = settle.Writes(self._sub.group, holding.stream, self._client.apart, aside=True)
+            writes = settle.Writes(self._sub.group, holding.stream, self._client.apart, self._client.count, aside=True)
             rich = [s for s in settled if isinstance(s, Settlement)] if holding.rich else []
             tokens = [own.token for own, _ in kept]
             for one in (*rich, *(one for _, one in kept)):
                 writes.add(one)
             for route in writes.routes:
-                await self._client.register(route.topic, route.partitions)
+                await self._client.register(route)
             last = settled[-1] if settled else None
             cursor = delivery_of(last).token.partition(b"/")[0] if last is not None else holding.cursor
             entries = len({_entry(s) for s in settled}) if holding.packed else len(settled)
@@ -145,8 +145,11 @@ class Advance:
                 self._leases.lose(holding, e)
                 return []
             raise
-        except BaseException:
+        except BaseException as e:
             holding.restore(settled)
+            if isinstance(e, Grew):
+                for route in writes.routes:
+                    await self._client.recount(route.topic)
             raise
         if answer[0] == 2:  # noqa: PLR2004 - see scripts/advance.lua
             index, why = answer[1], answer[3].decode(errors="replace")
@@ -197,7 +200,7 @@ class Advance:
         refused = settle.misplaced(rich, holding.stream, apart)
         if refused:
             return refused
-        outputs = settle.elsewhere(rich, self._sub.group, holding.stream, apart)
+        outputs = settle.elsewhere(rich, self._sub.group, holding.stream, apart, self._client.count)
         if outputs:
             if (
                 self._loop.time() > holding.until

@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from headrace import limits
 from headrace.backends.contract import Features, Feed, Record, Route, Subscription
 from headrace.backends.effects import EFFECTS
-from headrace.backends.partition import partition_of, streams
+from headrace.backends.partition import partition_of
 from headrace.backends.redis import durability, keys
 from headrace.backends.redis.client import Client
 from headrace.backends.redis.fan_in import FanIn
 from headrace.backends.redis.node import Script
 from headrace.backends.redis.ordered import OrderedFeed
-from headrace.backends.redis.publish import Publisher
+from headrace.backends.redis.publish import Publisher, Sent
 from headrace.backends.redis.shared import SharedFeed
 from headrace.backoff import Backoff
 from headrace.errors import BackendError, Closed, NotConnected, Overloaded
@@ -33,8 +33,10 @@ class RedisBackend:
     def __init__(self, settings: Settings, scripts: dict[str, Script] | None = None) -> None:
         """Call `open` before use."""
         self.client = Client(settings, scripts)
-        self._publishers: dict[str, Publisher] = {}
-        """By partition."""
+        self._publishers: dict[tuple[str, int], Publisher] = {}
+        """By partition, and how many there were when it was first published to."""
+        self._counts: dict[str, int] = {}
+        """How many partitions a topic had when it was first published to: publishers of the time before lead on to the present ones."""
         self._spread = 0
         """Where the next events without a key go."""
         self._feeds: list[OrderedFeed | SharedFeed | FanIn] = []
@@ -60,25 +62,22 @@ class RedisBackend:
             raise Closed("the app was closed")
         if not records:
             return
-        if not self.client.is_registered(route.topic, route.partitions):
+        if not self.client.is_registered(route):
             await self._register(route)
-        if route.partitions == 1:
-            await self._publisher(route, route.topic).publish(records)
-            delayed = [(route.topic, r) for r in records if r.delay_ms or r.at_ms]
-        else:
-            by_stream = self._split(route, records)
-            if len(by_stream) == 1:
-                stream, own = by_stream.popitem()
-                await self._publisher(route, stream).publish(own)
-                by_stream[stream] = own
-            else:
-                sent = [self._publisher(route, stream).publish(own) for stream, own in by_stream.items()]
-                await asyncio.gather(*sent, return_exceptions=True)
-                for one in sent:
-                    one.result()
-            delayed = [(stream, r) for stream, own in by_stream.items() for r in own if r.delay_ms or r.at_ms]
-        for stream, record in delayed:
-            self._append_when_due(stream, record)
+        count = self._counts.get(route.topic)
+        if count is None:
+            count = self._counts[route.topic] = self.client.count(route)
+        await self._send(route, count, records)
+        for record in [r for r in records if r.delay_ms or r.at_ms]:
+            self._append_when_due(self._home(route, record), record)
+
+    def _send(self, route: Route, count: int, records: Sequence[Record]) -> Sent:
+        """Sets them out to their partitions, of `count`, in this moment; done when all are durable."""
+        if count == 1:
+            return self._publisher(route, route.topic, 1).publish(records)
+        by_number = self._split(count, records)
+        sent = [self._publisher(route, f"{route.topic}.{n}", count).publish(own) for n, own in by_number.items()]
+        return sent[0] if len(sent) == 1 else asyncio.ensure_future(_all(sent))
 
     async def _register(self, route: Route) -> None:
         """As patient as publishing is: the server may be absent for a while."""
@@ -86,7 +85,7 @@ class RedisBackend:
         backoff = Backoff(f"publishing to {route.topic}")
         while True:
             try:
-                await self.client.register(route.topic, route.partitions)
+                await self.client.register(route)
             except (NotConnected, Overloaded) as e:
                 if self._closed:
                     raise Closed("the app was closed before this event was sent") from None
@@ -96,26 +95,41 @@ class RedisBackend:
             else:
                 return
 
-    def _publisher(self, route: Route, stream: str) -> Publisher:
-        publisher = self._publishers.get(stream)
+    def _publisher(self, route: Route, stream: str, count: int) -> Publisher:
+        publisher = self._publishers.get((stream, count))
         if publisher is None:
-            publisher = self._publishers[stream] = Publisher(self.client, route, stream)
+
+            def onward(more: int, records: Sequence[Record]) -> Sent:
+                return self._send(route, more, records)
+
+            publisher = self._publishers[stream, count] = Publisher(self.client, route, stream, count, onward)
         return publisher
 
-    def _split(self, route: Route, records: Sequence[Record]) -> dict[str, list[Record]]:
-        """The records by partition; those without a key all go to the same one, each call to the next."""
-        topic, partitions = route.topic, route.partitions
-        self._spread = (self._spread + 1) % partitions
+    def _split(self, count: int, records: Sequence[Record]) -> dict[int, list[Record]]:
+        """The records by number of their partition; those without a key all go to the same one, each call to the next."""
+        self._spread = (self._spread + 1) % count
         by_number: dict[int, list[Record]] = {}
         for record in records:
             key = record.key or record.id
-            number = self._spread if key is None else partition_of(key, partitions)
+            number = self._spread if key is None else partition_of(key, count)
             own = by_number.get(number)
             if own is None:
                 by_number[number] = [record]
             else:
                 own.append(record)
-        return {f"{topic}.{number}": own for number, own in by_number.items()}
+        return by_number
+
+    def _home(self, route: Route, record: Record) -> str:
+        """Where a record went that was published before; for one without a key, a guess: whoever has the partition appends it in time."""
+        count = self._counts[route.topic]
+        while True:
+            if count == 1:
+                return route.topic
+            stream = f"{route.topic}.{partition_of(record.key or record.id or b'', count)}"
+            publisher = self._publishers.get((stream, count))
+            if publisher is None or not publisher.grown:
+                return stream
+            count = publisher.grown
 
     def _append_when_due(self, stream: str, record: Record) -> None:
         """A record that is due before the workers' next heartbeats is appended by its publisher, if that is still there."""
@@ -147,15 +161,14 @@ class RedisBackend:
         if self._closed:
             raise Closed("the app was closed")
         route = subscription.route
-        await self.client.register(route.topic, route.partitions)
+        await self.client.register(route)
         feed: OrderedFeed | SharedFeed | FanIn
         if subscription.ordered:
             feed = OrderedFeed(self.client, subscription, self.publish)
         elif route.partitions == 1:
             feed = SharedFeed(self.client, subscription, route.topic, self.publish)
         else:
-            names = streams(route.topic, route.partitions)
-            feed = FanIn({s: SharedFeed(self.client, subscription, s, self.publish) for s in names}, subscription.group)
+            feed = FanIn(self.client, subscription, self.publish)
         await feed.join()
         self._feeds.append(feed)
         return feed
@@ -169,3 +182,9 @@ class RedisBackend:
         for publisher in self._publishers.values():
             publisher.close()
         await self.client.aclose()
+
+
+async def _all(sent: Sequence[Sent]) -> None:
+    await asyncio.gather(*sent, return_exceptions=True)
+    for one in sent:
+        one.result()

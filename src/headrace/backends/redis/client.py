@@ -7,9 +7,10 @@ from typing import Any, Final
 
 from redis.crc import key_slot
 
+from headrace.backends.contract import Route
 from headrace.backends.redis.address import Address, parse
 from headrace.backends.redis.connection import Wire, open_wire
-from headrace.backends.redis.keys import TOPICS
+from headrace.backends.redis.keys import GROWN, TOPICS
 from headrace.backends.redis.node import Node, Script, load_scripts
 from headrace.backends.redis.replies import Moved
 from headrace.backends.redis.topology import Sentinels, SlotMap
@@ -33,8 +34,8 @@ class Client:
         self._slots = SlotMap(self._place, self._where) if self._place.kind == "cluster" else None
         self._sentinels = Sentinels(self._place, self._where) if self._place.kind == "sentinel" else None
         self._nodes: dict[Address | None, Node] = {}
-        self._partitions: dict[str, int] = {}
-        """Topics that are known to be on the server's list, and their numbers of partitions."""
+        self._partitions: dict[str, tuple[int, int]] = {}
+        """Topics that are known to be on the server's list: partitions as declared here, and as they are."""
         self._closed = False
 
     @property
@@ -127,29 +128,52 @@ class Client:
 
     # Topics
 
-    def is_registered(self, topic: str, partitions: int) -> bool:
+    def is_registered(self, route: Route) -> bool:
         """Whether `register` has nothing to do."""
-        return self._partitions.get(topic) == partitions
+        known = self._partitions.get(route.topic)
+        return known is not None and known[0] == route.partitions
 
-    async def register(self, topic: str, partitions: int) -> None:
-        """Puts a topic on the server's list of topics, once. Raises Refused if it has another number of partitions there."""
-        if self._partitions.get(topic) == partitions:
+    def count(self, route: Route) -> int:
+        """How many partitions a registered topic has, as far as is known."""
+        known = self._partitions.get(route.topic)
+        return route.partitions if known is None else known[1]
+
+    async def register(self, route: Route) -> None:
+        """Puts a topic on the server's list of topics, once. Raises Refused if it never had as many partitions as are declared."""
+        if self.is_registered(route):
             return
+        topic, declared = route.topic, route.partitions
         try:
-            if not await self.command("HSETNX", TOPICS, topic, partitions):
-                known = int(await self.command("HGET", TOPICS, topic) or partitions)
-                if known != partitions:
-                    raise Refused(
-                        f"topic {topic} has {known} partitions on the server, and this program declares {partitions}: write "
-                        f"partitions={known}, or use another topic; the number is fixed when a topic is first used"
-                    )
+            count = declared
+            if not await self.command("HSETNX", TOPICS, topic, declared):
+                count = int(await self.command("HGET", TOPICS, topic) or declared)
+                if count != declared:
+                    await self._require_grown(topic, declared, count)
         except BackendError:
             self._partitions.pop(topic, None)
             raise
-        self._partitions[topic] = partitions
+        self._partitions[topic] = (declared, count)
+
+    async def _require_grown(self, topic: str, declared: int, count: int) -> None:
+        """Raises Refused unless the topic once had as many partitions as are declared, and has grown since."""
+        if b"%d" % declared in (await self.command("HGET", GROWN, topic) or b"").split():
+            return
+        more = declared > count > 1 and declared % count == 0
+        raise Refused(
+            f"topic {topic} has {count} partitions on the server, and this program declares {declared}: write partitions={count}, "
+            + (f"or let `headrace partitions {topic} {declared}` grow it" if more else "or use another topic")
+        )
+
+    async def recount(self, topic: str) -> int:
+        """Asks the server how many partitions a topic has. Raises as `command` does."""
+        count = int(await self.command("HGET", TOPICS, topic) or 0)
+        known = self._partitions.get(topic)
+        if count and known is not None:
+            self._partitions[topic] = (known[0], count)
+        return count
 
     def forget(self, topic: str) -> None:
-        """The topic was deleted on the server: it is registered anew with its next use."""
+        """The topic was deleted on the server, or has grown: it is looked up anew with its next use."""
         self._partitions.pop(topic, None)
 
     async def aclose(self) -> None:

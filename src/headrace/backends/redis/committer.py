@@ -20,7 +20,7 @@ from headrace.backends.contract import (
 from headrace.backends.redis import keys, settle
 from headrace.backends.redis.client import Client
 from headrace.backends.redis.connection import pack
-from headrace.backends.redis.replies import ServerSaid
+from headrace.backends.redis.replies import Grew, ServerSaid
 from headrace.backends.redis.slots import Hold, Pack, Slot
 from headrace.errors import NotConnected
 
@@ -73,7 +73,7 @@ class Committer:
         return misplaced + unsettled
 
     def _writes(self) -> settle.Writes:
-        return settle.Writes(self._sub.group, self._stream, self._client.apart)
+        return settle.Writes(self._sub.group, self._stream, self._client.apart, self._client.count)
 
     async def _send_elsewhere(self, settled: Sequence[Settled], apart: settle.Apart) -> list[Unsettled]:
         """Publishes the outputs that live on other servers, before their inputs are settled; returns those with effects that do."""
@@ -81,7 +81,7 @@ class Committer:
         misplaced = settle.misplaced(rich, self._stream, apart)
         wrong = {id(m.settled) for m in misplaced}
         rich = [s for s in rich if id(s) not in wrong]
-        for route, records in settle.elsewhere(rich, self._sub.group, self._stream, apart):
+        for route, records in settle.elsewhere(rich, self._sub.group, self._stream, apart, self._client.count):
             await self._publish(route, records)
         return misplaced
 
@@ -133,7 +133,7 @@ class Committer:
     ) -> Sequence[Unsettled]:
         count = len(plain) + len(rich)
         for route in writes.routes:
-            await self._client.register(route.topic, route.partitions)
+            await self._client.register(route)
         wire = await self._client.wire(self._place)
         believed = hold.held - hold.in_flight if count >= _PROOF_MIN else -1
         group = self._keys
@@ -150,6 +150,10 @@ class Committer:
             _, lost, refused = await wire.send(packed)
         except ServerSaid as e:
             return self._refused(e, hold, [*plain, *rich])
+        except Grew:
+            for route in writes.routes:
+                await self._client.recount(route.topic)
+            raise
         finally:
             hold.in_flight -= count
             for batch in packs:

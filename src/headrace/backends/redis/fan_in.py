@@ -3,9 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
-from headrace.backends.contract import Delivery, Settled, Unsettled, delivery_of
+from headrace import limits
+from headrace.backends.contract import (
+    Delivery,
+    Record,
+    Route,
+    Settled,
+    Subscription,
+    Unsettled,
+    delivery_of,
+)
+from headrace.backends.partition import streams
+from headrace.backends.redis.client import Client
 from headrace.backends.redis.shared import SharedFeed
 from headrace.backends.redis.slots import Hold, Pack
 from headrace.errors import Closed
@@ -14,26 +25,58 @@ from headrace.errors import Closed
 class FanIn:
     """Implements contract.Feed over the feeds of the partitions."""
 
-    def __init__(self, feeds: Mapping[str, SharedFeed], group: str) -> None:
-        """`feeds`: by partition. Call `join` before use."""
-        self._feeds = feeds
-        self._group = group
-        self._of = {hold: feed for feed in feeds.values() for hold in feed.streams}
+    def __init__(
+        self,
+        client: Client,
+        subscription: Subscription,
+        publish: Callable[[Route, Sequence[Record]], Awaitable[None]],
+    ) -> None:
+        """Call `join` before use. `publish`: for outputs that live on other servers."""
+        self._client, self._sub, self._publish = client, subscription, publish
+        self._group = subscription.group
+        self._loop = asyncio.get_running_loop()
+        self._feeds: dict[str, SharedFeed] = {}
+        self._by_stream: dict[bytes, SharedFeed] = {}
         self._takes: dict[SharedFeed, asyncio.Task[Sequence[Delivery]]] = {}
+        self._counted = 0.0
+        """When the partitions were counted last."""
         self._closed: Closed | None = None
 
     async def join(self) -> None:
         """Joins every partition. Raises NotConnected, Refused."""
         try:
-            await asyncio.gather(*(feed.join() for feed in self._feeds.values()))
+            await self._join(self._client.count(self._sub.route))
         except BaseException:
             await self.aclose()
             raise
+
+    async def _join(self, count: int) -> None:
+        """Joins those that are not joined yet."""
+        self._counted = self._loop.time()
+        new = {
+            stream: SharedFeed(self._client, self._sub, stream, self._publish)
+            for stream in streams(self._sub.route.topic, count)
+            if stream not in self._feeds
+        }
+        ended = await asyncio.gather(*(feed.join() for feed in new.values()), return_exceptions=True)
+        for (stream, feed), error in zip(new.items(), ended, strict=True):
+            if error is None:
+                self._feeds[stream] = feed
+                self._by_stream.update(dict.fromkeys(feed.streams, feed))
+        for error in ended:
+            if error is not None:
+                raise error
+
+    async def _look(self) -> None:
+        """The topic may have got more partitions. Raises as joining does; then it is tried again with the next take."""
+        if self._loop.time() - self._counted > self._sub.lease_s / limits.renewals_per_lease:
+            await self._join(await self._client.recount(self._sub.route.topic))
 
     async def take(self, limit: int, wait_s: float) -> Sequence[Delivery]:
         """See contract.Feed. What a partition brings beyond `limit` is given out next."""
         if self._closed is not None:
             raise self._closed
+        await self._look()
         share = max(limit // len(self._feeds), 1)
         for feed in self._feeds.values():
             if feed not in self._takes:
@@ -61,7 +104,7 @@ class FanIn:
             if hold is None:
                 unsettled.append(Unsettled(one))
             else:
-                by_feed.setdefault(self._of[hold.stream], []).append(one)
+                by_feed.setdefault(self._by_stream[hold.stream], []).append(one)
         ended = await asyncio.gather(*(f.commit(own) for f, own in by_feed.items()), return_exceptions=True)
         for one_ended in ended:
             if isinstance(one_ended, BaseException):

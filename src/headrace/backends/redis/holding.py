@@ -59,6 +59,11 @@ class Holding:
         self.attempts: dict[bytes, int] = {}
         """on_failure=stop: attempts of the event that stops the partition, by its token."""
 
+    @property
+    def partition(self) -> str:
+        """Where its events come from."""
+        return self.stream
+
     def begin(self, token: bytes, cursor: bytes) -> None:
         """The lease is ours."""
         self.token = token

@@ -15,6 +15,7 @@ from headrace.backends.contract import GroupInfo, Held, Inspector, Lease, Letter
 from headrace.backends.partition import streams
 from headrace.backends.redis import keys, record_batch
 from headrace.backends.redis.client import Client
+from headrace.backends.redis.growth import grow
 from headrace.backends.redis.ledger import Ledger
 from headrace.backends.redis.replies import ServerSaid
 from headrace.errors import Refused
@@ -198,6 +199,10 @@ class RedisInspector(Inspector):
             own = keys.group(stream, group)
             names = (stream.encode(), own.record, own.retry, own.dead, own.delayed, keys.partition(stream).packed)
             await self._client.call("seek", names, group, place)
+
+    async def grow(self, topic: str, partitions: int) -> None:
+        """Gives a topic more partitions, while it is used; see growth.py for the steps."""
+        await grow(self._client, await self._known(topic), partitions)
 
     # How it is found out
 

@@ -4,7 +4,7 @@ Everything that belongs to a partition lives in the slot of its stream: `{orders
 `P` below is the partition's stream key: the topic's name `T`, or `T.N` when it has several partitions.
 
 Permanent keys: `P`, `{P}:delayed`, `{P}:delayed:G`, `{P}:retry:G`, `{P}:dead:G`, `{P}:group:G`, `{P}:workers:G`, `{P}:packed`,
-`headrace:topics`.
+`headrace:topics`, `headrace:grown`; while a topic grows `headrace:growing` and `{P}:moving`.
 All others carry a time to live.
 """
 
@@ -16,6 +16,11 @@ from msgspec import Struct
 
 TOPICS = b"headrace:topics"
 """hash: topic -> number of partitions. What `headrace topics` lists; written when a topic is first used."""
+
+GROWN = b"headrace:grown"
+"""hash: topic -> the numbers of partitions that it had before, with blanks between: programs that declare one of them are taken."""
+GROWING = b"headrace:growing"
+"""hash: topic -> number of partitions that it is getting, while it is."""
 
 
 class PartitionKeys(Struct, frozen=True):
@@ -30,7 +35,11 @@ class PartitionKeys(Struct, frozen=True):
 
     packed: bytes
     """hash `{P}:packed`: `extra`, how many events beyond one per entry were ever appended in packed entries, and `gone`, how many of
-    those are trimmed. Absent while nothing was packed."""
+    those are trimmed. In a topic that has grown also `of`, the number of partitions for which it takes events (0: none now), `to`, the
+    number it is getting or got, `last`, its last entry before that, and of a new partition where its keys come from: `parent`, up to
+    its entry `fence`. Absent while nothing was packed or grown."""
+    moving: bytes
+    """zset `{P}:moving`: what was in `{P}:delayed`, while the topic is getting more partitions."""
 
     def producer(self, producer: bytes) -> bytes:
         """The key of one producer's mark.
@@ -84,7 +93,9 @@ def partition(stream: str) -> PartitionKeys:
     """Keys of the partition whose stream key this is."""
     key = stream.encode()
     tag = b"{" + key + b"}"
-    return PartitionKeys(stream=key, ids=tag + b":ids", delayed=tag + b":delayed", packed=tag + b":packed")
+    return PartitionKeys(
+        stream=key, ids=tag + b":ids", delayed=tag + b":delayed", packed=tag + b":packed", moving=tag + b":moving"
+    )
 
 
 @lru_cache(4096)

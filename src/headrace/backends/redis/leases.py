@@ -9,9 +9,9 @@ from typing import Final
 
 from headrace import limits
 from headrace.backends.contract import Subscription
-from headrace.backends.partition import streams
 from headrace.backends.redis import retention
 from headrace.backends.redis.client import Client
+from headrace.backends.redis.growth import drained
 from headrace.backends.redis.holding import Holding
 from headrace.backends.redis.joining import join
 from headrace.backends.redis.replies import ServerSaid
@@ -20,6 +20,8 @@ from headrace.errors import BackendError
 
 log = logging.getLogger("headrace.redis")
 _TRIM_MOST: Final = 100_000
+_DRAINED_S: Final = 0.2
+"""A new partition whose parent is not done with is looked at again after this long."""
 _AGAIN_S: Final = 1.0
 """A partition of ours whose holder lives is asked for again after this long, should its word that it is free be lost."""
 
@@ -36,7 +38,6 @@ class Leases:
     ) -> None:
         """Holds nothing yet. `load` reads what was set aside in a partition; `changed` is told when the holdings are others."""
         self._client, self._sub, self._load, self._changed = client, subscription, load, changed
-        self._streams = streams(subscription.route.topic, subscription.route.partitions)
         self._lease_ms = int(subscription.lease_s * 1000)
         self._loop = asyncio.get_running_loop()
         self.held: dict[int, Holding] = {}
@@ -63,9 +64,12 @@ class Leases:
         return min(waits)
 
     async def _take(self, number: int) -> float:
-        stream = self._streams[number]
+        topic = self._sub.route.topic
+        stream = topic if self._client.count(self._sub.route) == 1 else f"{topic}.{number}"
         holding = Holding(number, stream, self._sub.group)
         await join(self._client, self._sub, stream)
+        if not await drained(self._client, stream, self._sub.group):
+            return _DRAINED_S
         sent = self._loop.time()
         answer = await self._client.call("lease", (holding.keys.record,), "take", self._sub.consumer, self._lease_ms)
         if answer[0] == 0:

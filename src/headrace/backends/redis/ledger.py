@@ -26,7 +26,7 @@ def _origin(fields: Sequence[bytes]) -> bytes:
     return next((value for name, value in zip(fields[::2], fields[1::2], strict=False) if name == b"origin"), b"")
 
 
-def _netstrings(packed: bytes) -> list[bytes]:
+def netstrings(packed: bytes) -> list[bytes]:
     """The fields of a delayed record (see keys.py)."""
     fields, at = [], 0
     while at < len(packed):
@@ -111,7 +111,7 @@ class Ledger:
             self._client.command("ZRANGE", own.delayed, 0, 0),
         )
         return [_origin(fields) or token for token, fields in stream] + [
-            _origin(_netstrings(packed)) for packed in delayed
+            _origin(netstrings(packed)) for packed in delayed
         ]
 
     async def together(self, topic: str, parts: Sequence[GroupInfo]) -> GroupInfo:

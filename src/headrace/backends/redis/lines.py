@@ -41,6 +41,11 @@ class Aside(Struct, eq=False):
     """By the server's clock."""
     given: bool = False
 
+    @property
+    def partition(self) -> Any:
+        """Where it comes from."""
+        return self.holding.stream
+
 
 class Line(Struct, eq=False):
     """The events of one key that are set aside, in their order."""

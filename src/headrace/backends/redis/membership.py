@@ -105,7 +105,8 @@ class Membership:
     async def _look(self, how: str) -> tuple[bytes, float]:
         """The last change that is known, and the seconds until it is time to look again."""
         members, first_ms, last = await self._call(how)
-        mine = shares([m.decode() for m in members], self._sub.route.partitions).get(self._sub.consumer, [])
+        count = await self._client.recount(self._sub.route.topic) or self._sub.route.partitions
+        mine = shares([m.decode() for m in members], count).get(self._sub.consumer, [])
         again_s = await self._share(mine)
         interval_s = self._sub.lease_s / limits.renewals_per_lease
         return last, min(interval_s, first_ms / 1000 + 0.001 if first_ms >= 0 else interval_s, again_s)

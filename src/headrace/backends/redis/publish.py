@@ -14,7 +14,7 @@ import logging
 import re
 import secrets
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -25,12 +25,14 @@ from headrace.backends.contract import Record, Route
 from headrace.backends.redis import keys, record_batch, retention
 from headrace.backends.redis.client import Client
 from headrace.backends.redis.connection import Wire, pack
-from headrace.backends.redis.replies import ServerSaid
+from headrace.backends.redis.replies import Grew, ServerSaid
 from headrace.backoff import Backoff
 from headrace.errors import BackendError, Closed, NotConnected, Overloaded, Refused
 from headrace.settings import Durability
 
 log = logging.getLogger("headrace.redis")
+Sent = asyncio.Future[None]
+"""Done when what it stands for is durable."""
 
 
 class Batch(Struct, eq=False):
@@ -86,11 +88,21 @@ def words(records: Sequence[Record], packing: int = 1) -> list[bytes]:
     return out
 
 
+def _kind(error: BaseException) -> type[BackendError]:
+    """Which of the four errors of the contract it is."""
+    return next((k for k in (NotConnected, Overloaded, Closed) if isinstance(error, k)), Refused)
+
+
 class Publisher:
     """The one producer of a partition in this process."""
 
-    def __init__(self, client: Client, route: Route, stream: str) -> None:
-        """Sends nothing yet. `stream`: the partition."""
+    def __init__(
+        self, client: Client, route: Route, stream: str, count: int, onward: Callable[[int, Sequence[Record]], Sent]
+    ) -> None:
+        """Sends nothing yet. `stream`: the partition, when the topic has `count`; `onward` publishes when it has more."""
+        self._onward = onward
+        self.grown = 0
+        """How many partitions the topic has by now; 0: as many as this publisher is for. Then everything goes onward, in its order."""
         self._client = client
         self._loop = asyncio.get_running_loop()
         self._stream = stream
@@ -102,7 +114,12 @@ class Publisher:
         self._place = own.stream
         head = client.head("publish", 5)
         self._keys = (*head, own.stream, own.producer(self._producer), own.delayed, own.ids, own.packed, self._producer)
-        self._tail = (b"%d" % route.cap_events, b"%d" % limits.producer_idle_s, b"%d" % int(route.id_window_s * 1000))
+        self._tail = (
+            b"%d" % route.cap_events,
+            b"%d" % limits.producer_idle_s,
+            b"%d" % int(route.id_window_s * 1000),
+            b"%d" % count,
+        )
         self._route = route
         self._filling = Batch([], [], [])
         self._full: deque[Batch] = deque()
@@ -135,6 +152,8 @@ class Publisher:
         await self._enqueue(records)
 
     def _enqueue(self, records: Sequence[Record]) -> asyncio.Future[None]:
+        if self.grown:
+            return self._onward(self.grown, records)
         done = self._loop.create_future()
         for start in range(0, len(records), limits.publish_records):
             self._add(records[start : start + limits.publish_records], done)
@@ -247,6 +266,13 @@ class Publisher:
             self._schedule()
 
     def _settle(self, batch: Batch, error: BackendError | None) -> None:
+        """The callers of this batch learn how it went, and so do we."""
+        if error is None:
+            self._heard = self._loop.time()
+            self._acknowledged = batch.first + len(batch.records) - 1
+        self._answer(batch, error)
+
+    def _answer(self, batch: Batch, error: BaseException | None) -> None:
         """The callers of this batch learn how it went."""
         self._buffered -= len(batch.records)
         self._buffered_bytes -= batch.size
@@ -255,15 +281,12 @@ class Publisher:
             and self._buffered_bytes < limits.publish_buffer_bytes_max
         ):
             self._room.set()
-        if error is None:
-            self._heard = self._loop.time()
-            self._acknowledged = batch.first + len(batch.records) - 1
         for waiter in batch.waiters if error is None else (*batch.waiters, *batch.hopeful):
             if not waiter.done():
                 if error is None:
                     waiter.set_result(None)
                 else:  # each caller its own exception: a shared one would collect the tracebacks of all
-                    waiter.set_exception((Refused if isinstance(error, Refused) else type(error))(str(error)))
+                    waiter.set_exception(_kind(error)(str(error)))
         batch.waiters.clear()
 
     # Recovery: one batch at a time, oldest first.
@@ -316,6 +339,8 @@ class Publisher:
             self._renumber()
             for sent in self._sent:
                 sent.first = 0
+        elif isinstance(error, Grew) and error.partitions:
+            self._turn(error.partitions)
         elif isinstance(error, NotConnected | Overloaded) and self._loop.time() < batch.deadline:
             if isinstance(error, Overloaded):
                 await self._trim()
@@ -323,6 +348,21 @@ class Publisher:
         else:
             self._sent.popleft()
             self._settle(batch, error)
+
+    def _turn(self, partitions: int) -> None:
+        """The topic has grown: nothing of what is here was written, and all of it goes onward in this moment, before anything later does."""
+        held = [b for b in (*self._sent, *self._full, self._filling) if b.records]
+        self._sent.clear()
+        self._full.clear()
+        self._filling = Batch([], [], [])
+        self.grown = partitions
+        for batch in held:
+            sent = self._onward(partitions, batch.records)
+            sent.add_done_callback(lambda s, b=batch: self._arrived(b, s))  # type: ignore[misc]
+
+    def _arrived(self, batch: Batch, sent: Sent) -> None:
+        error = Closed("the app was closed") if sent.cancelled() else sent.exception()
+        self._answer(batch, error)
 
     def _renumber(self) -> None:
         """New numbers; legal only when nothing without an answer is on its way."""

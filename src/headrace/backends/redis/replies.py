@@ -67,6 +67,19 @@ class Moved(NotConnected):
         self.slot, self.address = slot, address
 
 
+class Grew(NotConnected):
+    """The topic has another number of partitions than the call was made for. Nothing was done."""
+
+    def __init__(self, partitions: int) -> None:
+        """How many it has; 0: it is getting more right now."""
+        super().__init__(
+            f"the topic has {partitions} partitions now; following"
+            if partitions
+            else "the topic is getting more partitions; waiting (was `headrace partitions` interrupted? then run it again)"
+        )
+        self.partitions = partitions
+
+
 class Demoted(NotConnected):
     """The server is no primary, or no longer. Nothing was done; the connection is given up."""
 
@@ -88,6 +101,8 @@ def from_reply(reply: hiredis.ReplyError) -> BackendError:
         _, slot, place = text.split(" ")[:3]
         host, _, port = place.rpartition(":")
         return Moved(int(slot), (host, int(port)), text)
+    if code == "GREW":
+        return Grew(int(text.split(" ")[1]))
     if code == "READONLY":
         return Demoted(
             f"this server is a read-only replica; connecting to the primary (a failover may be under way) [{text}]"

@@ -16,8 +16,15 @@ from headrace.backends.redis.slots import Pack
 
 Apart = Callable[[bytes, bytes], bool]
 """Whether two keys live in different slots of a Cluster."""
+Count = Callable[[Route], int]
+"""How many partitions a topic has now."""
 _FIRST_PLACE = 6
 """Where the keys that writes name begin; the five before them are fixed."""
+
+
+def declared(route: Route) -> int:
+    """As many partitions as the program says."""
+    return route.partitions
 
 
 Rich = Settlement | Pack
@@ -37,8 +44,11 @@ def token(entry: Delivery | Rich) -> bytes:
 class Writes:
     """The writes of one call: words for ARGV, and the keys that they name by their place among KEYS."""
 
-    def __init__(self, group: str, stream: str, apart: Apart | None, *, aside: bool = False) -> None:
+    def __init__(
+        self, group: str, stream: str, apart: Apart | None, count: Count = declared, *, aside: bool = False
+    ) -> None:
         """None yet. `stream`: the partition that the inputs are from. `aside`: events to be handled again wait in the retry stream."""
+        self._count = count
         self.group = group
         self._stream, self._apart, self._aside = stream.encode(), apart, aside
         self.keys: list[bytes] = []
@@ -76,10 +86,11 @@ class Writes:
             self.size += sum(map(len, effect))
         for n, (route, record) in enumerate(settlement.outputs):
             identity = derived_id(delivery, self.group, n)
-            stream = stream_of(route, record, identity)
+            partitions = self._count(route)
+            stream = stream_of(route, record, identity, partitions)
             if self._apart is not None and self._apart(self._stream, stream.encode()):
                 continue  # published before, see `elsewhere`
-            head = self._outputs.get(stream) or self._place_route(route, stream)
+            head = self._outputs.get(stream) or self._place_route(route, stream, partitions)
             fields = fields_of(record, identity)
             words += (*head, record.id or b"", due(record), b"%d" % len(fields), *fields)
             self.size += sum(map(len, fields))
@@ -106,30 +117,32 @@ class Writes:
         self.keys.append(key)
         return place
 
-    def _place_route(self, route: Route, stream: str) -> tuple[bytes, ...]:
-        """The first words of an output: the place of the topic's stream (its delayed, ids and packed follow), cap and window."""
+    def _place_route(self, route: Route, stream: str, partitions: int) -> tuple[bytes, ...]:
+        """The first words of an output: the place of its stream (its delayed, ids and packed follow), cap, window, partitions."""
         place, own = b"%d" % (_FIRST_PLACE + len(self.keys)), keys.partition(stream)
-        head = (b"O", place, b"%d" % route.cap_events, b"%d" % int(route.id_window_s * 1000))
+        head = (b"O", place, b"%d" % route.cap_events, b"%d" % int(route.id_window_s * 1000), b"%d" % partitions)
         self._outputs[stream] = head
         self.routes.append(route)
         self.keys += (own.stream, own.delayed, own.ids, own.packed)
         return head
 
 
-def stream_of(route: Route, record: Record, identity: bytes) -> str:
+def stream_of(route: Route, record: Record, identity: bytes, partitions: int) -> str:
     """The partition of an output: by its key, else by its id, so that it is the same however often its input is handled."""
-    if route.partitions == 1:
+    if partitions == 1:
         return route.topic
-    return f"{route.topic}.{partition_of(record.key or record.id or identity, route.partitions)}"
+    return f"{route.topic}.{partition_of(record.key or record.id or identity, partitions)}"
 
 
-def elsewhere(settled: Iterable[Settlement], group: str, stream: str, apart: Apart) -> list[tuple[Route, list[Record]]]:
+def elsewhere(
+    settled: Iterable[Settlement], group: str, stream: str, apart: Apart, count: Count
+) -> list[tuple[Route, list[Record]]]:
     """Outputs whose partitions live on other servers, with identities that drop repeats, by route."""
     by_topic: dict[str, tuple[Route, list[Record]]] = {}
     for settlement in settled:
         for n, (route, record) in enumerate(settlement.outputs):
             identity = derived_id(settlement.delivery, group, n)
-            if apart(stream.encode(), stream_of(route, record, identity).encode()):
+            if apart(stream.encode(), stream_of(route, record, identity, count(route)).encode()):
                 by_topic.setdefault(route.topic, (route, []))[1].append(
                     structs.replace(record, id=record.id or identity)
                 )

@@ -73,7 +73,7 @@ class SharedFeed:
         """The group is not there any more: begins anew with the topic that takes the place of the deleted one."""
         self._client.forget(self._sub.route.topic)
         await join(self._client, self._sub, self._stream, again=True)
-        await self._client.register(self._sub.route.topic, self._sub.route.partitions)
+        await self._client.register(self._sub.route)
 
     @property
     def streams(self) -> tuple[bytes, bytes]:

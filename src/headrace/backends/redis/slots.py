@@ -15,6 +15,11 @@ class Hold:
 
     __slots__ = ("held", "in_flight", "slot", "stream")
 
+    @property
+    def partition(self) -> str:
+        """Where its events come from."""
+        return self.slot.main.stream.decode()
+
     def __init__(self, slot: Slot, stream: bytes) -> None:
         self.slot, self.stream = slot, stream
         self.held = 0
@@ -44,6 +49,11 @@ class Pack:
     """A packed entry that is held. It is settled as a whole: when the last of its events is."""
 
     __slots__ = ("deliveries", "hold", "sending", "settled", "token")
+
+    @property
+    def partition(self) -> str:
+        """Where its events come from."""
+        return self.hold.partition
 
     def __init__(self, hold: Hold, token: bytes) -> None:
         self.hold, self.token = hold, token

@@ -10,7 +10,7 @@
 --       commit, and
 --         P delay-ms argc fields...                                          set aside: to the retry stream, with the time when it is due
 -- Returns {1} or {2, index (from 0) of an event whose writes cannot be made, place of the write, why}: then nothing was written.
--- Errors: FENCED (another worker has the lease), CURSOR (the cursor is elsewhere), BACKPRESSURE (an output's topic is at its cap), NOGROUP. Then
+-- Errors: FENCED (another worker has the lease), CURSOR (the cursor is elsewhere), BACKPRESSURE (an output's topic is at its cap), GREW (as in commit), NOGROUP. Then
 --         nothing was written.
 local call, source, group = redis.call, KEYS[1], ARGV[1]
 -- include writes

@@ -6,11 +6,12 @@
 --       6... ids without writes, ids with writes; then per entry with writes: how many of its events were handled, how many it has (1, or
 --       as many as are packed into it), number of words that follow, writes:
 --         E place argc command arguments...                                  an effect on KEYS[place]
---         O place cap window-ms given-id due argc fields...                  an output to the topic whose stream is KEYS[place]
+--         O place cap window-ms of given-id due argc fields...               an output to the topic whose stream is KEYS[place]
 --         Z delay-ms argc fields...   B argc fields...   D argc fields...    a copy: later to the retry stream, now to it, to the dead letters
 -- Returns {settled, ids that others had settled, {id, place, why, ...} of entries whose writes cannot be made: those are untouched}; the
 --          place (from 0) is that of the first word of the write that cannot.
--- Error: BACKPRESSURE (an output's topic is at its cap). Then nothing was written.
+-- Errors: BACKPRESSURE (an output's topic is at its cap), GREW n (it has n partitions, not `of`; 0: it is getting more right now). Then nothing
+--         was written.
 local call, source, group = redis.call, KEYS[1], ARGV[1]
 local held, np, nr, total = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5]), #ARGV
 local retry_source = source == KEYS[2]

@@ -1,6 +1,6 @@
 #!lua
 -- A worker joins a group: creates stream, group, retry stream and record if they are absent; in shared mode it takes a lease.
--- KEYS  1 stream  2 retry  3 record  4 workers  5 dead  6 delayed:G  7 packed     ARGV  1 group  2 worker  3 lease ms  4 start: 0 (earliest) or $ (latest)
+-- KEYS  1 stream  2 retry  3 record  4 workers  5 dead  6 delayed:G  7 packed     ARGV  1 group  2 worker ('': nobody)  3 lease ms  4 start: 0 (earliest) or $ (latest)
 --       5 mode: shared (if absent) or ordered
 -- Returns 'joined', 'created', 'adopted' (made by another tool), or 'renewed' (the stream had been deleted; what was in it is lost).
 -- Errors: DESTROYED (the group is gone but its stream is not: where it stood is lost, an operator must say where to begin), MODE (the group is
@@ -75,5 +75,5 @@ if not record[4] or answer == 'renewed' then
 end
 if ordered then return answer end
 if not find(KEYS[2]) then call('XGROUP', 'CREATE', KEYS[2], group, '0', 'MKSTREAM') end
-call('ZADD', KEYS[4], string.format('%d', now + ARGV[3]), ARGV[2])
+if ARGV[2] ~= '' then call('ZADD', KEYS[4], string.format('%d', now + ARGV[3]), ARGV[2]) end
 return answer

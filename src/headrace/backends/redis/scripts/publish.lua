@@ -2,11 +2,12 @@
 -- Appends a batch exactly once: what a producer has already appended is dropped by its high-water mark.
 -- KEYS  1 stream  2 mark of the producer ("epoch seq")  3 delayed (zset)  4 ids (zset)  5 packed (hash)
 -- ARGV  1 producer  2 epoch  3 seq of the first record  4 number of records  5 cap of the stream  6 mark's time to live, s  7 window of given ids, ms
+--       8 number of partitions by which the records were given to this one
 --       then runs of records that share a shape: number of records, kind (0 plain, 1 general, 2 packed), number of constant fields, number of
 --       varying fields, constant names and values, varying names, then per record: if general: id or '', due ('' at once, '+ms' from now,
 --       'ms' Unix time); the varying values. A packed run is one entry: its values follow once.
 -- Returns {appended or delayed, repeats of the producer, repeats of given ids}.
--- Errors: FENCED (a newer epoch exists), GAP (records before these are missing), BACKPRESSURE (the stream is at its cap), INVALID (a packed
+-- Errors: FENCED (a newer epoch exists), GREW n (the topic has n partitions now; 0: it is getting more right now), GAP (records before these are missing), BACKPRESSURE (the stream is at its cap), INVALID (a packed
 --         run of which a part is there). Then nothing was written.
 local call, stream, fmt = redis.call, KEYS[1], string.format
 local producer, epoch, first, count = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
@@ -23,7 +24,8 @@ if skip >= count then                                          -- nothing to app
   call('EXPIRE', KEYS[2], ARGV[6])
   return {0, count, 0}
 end
-local packed = call('HMGET', KEYS[5], 'extra', 'gone')       -- events beyond one per entry: ever appended, and trimmed with their entries
+local packed = call('HMGET', KEYS[5], 'extra', 'gone', 'of')  -- events beyond one per entry: ever appended, and trimmed with their entries
+if packed[3] and packed[3] ~= ARGV[8] then return redis.error_reply('GREW ' .. packed[3]) end
 local extra = tonumber(packed[1] or 0)
 local before = extra
 if call('XLEN', stream) + extra - tonumber(packed[2] or 0) + count > tonumber(ARGV[5]) then return redis.error_reply('BACKPRESSURE ' .. stream .. ' is at its cap of ' .. ARGV[5]) end
@@ -47,7 +49,7 @@ local function delay(due, a, width)
 end
 
 local idpat = producer .. '.' .. ARGV[2] .. '.%d'
-local p, seq, total, repeats, ids = 8, first, #ARGV, 0, 0
+local p, seq, total, repeats, ids = 9, first, #ARGV, 0, 0
 while p <= total do
   local n, kind, nc, nv = tonumber(ARGV[p]), ARGV[p + 1], tonumber(ARGV[p + 2]), tonumber(ARGV[p + 3])
   local general = kind == '1'

@@ -78,15 +78,15 @@ local function check_effect(place, command, from, to)
   kinds[place] = want
 end
 local room = {}
-local function check_output(place, cap)
-  if KEYS[place] ~= source then
-    if not room[place] then
-      local packed = call('HMGET', KEYS[place + 3], 'extra', 'gone')
-      room[place] = tonumber(cap) - call('XLEN', KEYS[place]) - tonumber(packed[1] or 0) + tonumber(packed[2] or 0)
-    end
-    room[place] = room[place] - 1
-    if room[place] < 0 then return 'BACKPRESSURE ' .. KEYS[place] .. ' is at its cap of ' .. cap end
+local function check_output(place, cap, of)
+  if not room[place] then
+    local packed = call('HMGET', KEYS[place + 3], 'extra', 'gone', 'of')
+    if packed[3] and packed[3] ~= of then return 'GREW ' .. packed[3] end
+    room[place] = KEYS[place] == source and math.huge
+      or tonumber(cap) - call('XLEN', KEYS[place]) - tonumber(packed[1] or 0) + tonumber(packed[2] or 0)
   end
+  room[place] = room[place] - 1
+  if room[place] < 0 then return 'BACKPRESSURE ' .. KEYS[place] .. ' is at its cap of ' .. cap end
 end
 local function check(p, stop)                                   -- a reason or nil, whether it concerns the whole call, and the place of the write
   while p <= stop do
@@ -97,9 +97,9 @@ local function check(p, stop)                                   -- a reason or n
       if why then return why, false, p end
       p = p + 4 + argc
     elseif op == 'O' then
-      local why = check_output(tonumber(ARGV[p + 1]), ARGV[p + 2])
+      local why = check_output(tonumber(ARGV[p + 1]), ARGV[p + 2], ARGV[p + 4])
       if why then return why, true end
-      p = p + 7 + tonumber(ARGV[p + 6])
+      p = p + 8 + tonumber(ARGV[p + 7])
     elseif op == 'Z' or op == 'P' then p = p + 3 + tonumber(ARGV[p + 2])
     else p = p + 2 + tonumber(ARGV[p + 1]) end
   end
@@ -118,16 +118,16 @@ local function delay(key, due, from, to)
   end
 end
 local function output(p)
-  local place, window, id, due, argc = tonumber(ARGV[p + 1]), tonumber(ARGV[p + 3]), ARGV[p + 4], ARGV[p + 5], tonumber(ARGV[p + 6])
+  local place, window, id, due, argc = tonumber(ARGV[p + 1]), tonumber(ARGV[p + 3]), ARGV[p + 5], ARGV[p + 6], tonumber(ARGV[p + 7])
   if id ~= '' then
     local ids = KEYS[place + 2]
     call('ZREMRANGEBYSCORE', ids, '-inf', clock())
     if call('ZADD', ids, 'NX', fmt('%d', clock() + window), id) == 0 then return end
     if call('PTTL', ids) < window then call('PEXPIRE', ids, window) end
   end
-  if due == '' then call('XADD', KEYS[place], '*', unpack(ARGV, p + 7, p + 6 + argc))
-  elseif string.sub(due, 1, 1) == '+' then delay(KEYS[place + 1], clock() + tonumber(string.sub(due, 2)), p + 7, p + 6 + argc)
-  else delay(KEYS[place + 1], tonumber(due), p + 7, p + 6 + argc) end
+  if due == '' then call('XADD', KEYS[place], '*', unpack(ARGV, p + 8, p + 7 + argc))
+  elseif string.sub(due, 1, 1) == '+' then delay(KEYS[place + 1], clock() + tonumber(string.sub(due, 2)), p + 8, p + 7 + argc)
+  else delay(KEYS[place + 1], tonumber(due), p + 8, p + 7 + argc) end
 end
 local function apply(p, stop)
   while p <= stop do
@@ -138,7 +138,7 @@ local function apply(p, stop)
       p = p + 4 + argc
     elseif op == 'O' then
       output(p)
-      p = p + 7 + tonumber(ARGV[p + 6])
+      p = p + 8 + tonumber(ARGV[p + 7])
     elseif op == 'Z' then
       local argc = tonumber(ARGV[p + 2])
       delay(KEYS[5], clock() + tonumber(ARGV[p + 1]), p + 3, p + 2 + argc)
