@@ -143,8 +143,14 @@ MUTANTS: Final = (
     ("members", "call('ZREMRANGEBYSCORE', KEYS[1], '-inf', fmt('%d', now)) > 0", "false"),
     ("members", "if changed or ARGV[3] == 'tell' then", "if changed then"),
     ("join", "if record[4] and record[4] ~= mode then", "if false then"),
+    ("grow", "if open then return {0} end", ""),
+    ("grow", "if tonumber(state[2] or 0) > tonumber(to) then", "if false then"),
+    ("grow", "if state[2] ~= to then", "if true then"),
+    ("grow", "if call('EXISTS', KEYS[3]) == 1 then call('RENAME', KEYS[3], KEYS[5]) end", ""),
+    ("publish", "if packed[3] and packed[3] ~= ARGV[8] then", "if false then"),
+    ("publish", "if skip >= count then", "if skip >= count and not call('HGET', KEYS[5], 'of') then"),
 )
-"""Scripts of ordered mode that are broken on purpose, each in one place."""
+"""Scripts of ordered mode and of growing that are broken on purpose, each in one place."""
 
 
 @pytest.mark.parametrize(("script", "old", "new"), MUTANTS, ids=range(len(MUTANTS)))

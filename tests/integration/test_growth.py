@@ -199,6 +199,29 @@ def test_what_handlers_publish_follows(server: Server, *, ordered: bool) -> None
     playing(server, play)
 
 
+def test_a_flood_of_events_follows_in_its_order(server: Server) -> None:
+    """Calls that wait for their turn, full batches, and batches in flight; each is answered, and nothing overtakes."""
+
+    async def play(stage: Play) -> None:
+        publisher = await stage.program()
+        await publisher.publish(ORDERS, numbered(MOVES, 0))
+        growing = asyncio.ensure_future(stage.grow())
+        sent, n = [], 1
+        while not growing.done() or n < 150_000:
+            sent.append(asyncio.ensure_future(publisher.publish(ORDERS, numbered(MOVES, *range(n, n + 700)))))
+            n += 700
+            await asyncio.sleep(0)
+        await growing
+        await asyncio.gather(*sent)
+        before, after = (
+            [int(f[-1]) for _, f in server.command("XRANGE", name, "-", "+")] for name in ("orders.1", "orders.3")
+        )
+        assert after, "everything was there before it grew"
+        assert [*before, *after] == list(range(n))
+
+    playing(server, play)
+
+
 def test_it_grows_again(server: Server) -> None:
     """A program of the first days publishes through every growth; programs of any number that there was are taken."""
 

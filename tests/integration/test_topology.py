@@ -124,6 +124,13 @@ def test_slots_move_under_load(place: Path) -> None:
         play(fleet, plan, lambda: move_slot(fleet, f"orders.{next(numbers) % 6}", password_of(fleet)), 4)
 
 
+def test_a_topic_grows_while_slots_move(place: Path) -> None:
+    with cluster.start(place) as fleet:
+        numbers = iter(range(100))
+        plan = Plan(random.randrange(10**6), events=3_000, partitions=3, grow_to=6)
+        play(fleet, plan, lambda: move_slot(fleet, f"orders.{next(numbers) % 6}", password_of(fleet)), 3)
+
+
 def killed(fleet: Fleet) -> None:
     node = random.choice(primaries(fleet))
     node.kill()
