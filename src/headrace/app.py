@@ -12,6 +12,7 @@ from headrace import backends, limits, settings
 from headrace.backends.contract import Backend
 from headrace.errors import Closed, ConfigurationError
 from headrace.route import TopicOptions, route
+from headrace.settings import Settings
 from headrace.topic import Group, Topic
 
 if TYPE_CHECKING:
@@ -44,6 +45,8 @@ class Headrace:
         self._backend: Backend | None = None
         self._server: EmbeddedServer | None = None
         self._users = 0
+        self.connected: Settings | None = None
+        """The settings with the URL that was used last; that of the embedded server if none was given."""
 
     @overload
     def topic(
@@ -97,6 +100,7 @@ class Headrace:
 
             self._server = await asyncio.to_thread(server.start)
             chosen = settings.at(chosen, self._server.url)
+        self.connected = chosen
         try:
             self._backend = await backends.connect(chosen)
         except BaseException:

@@ -46,6 +46,8 @@ class Context(Struct, eq=False):
     outputs: list[tuple[Route, Record]] | None = None
     effects: list[Effect] | None = None
     failure: BaseException | None = None
+    session: Any = None
+    """The transaction of `subscribe(..., inbox=...)`."""
 
     @property
     def id(self) -> str:
@@ -138,6 +140,18 @@ class Context(Struct, eq=False):
             self.effects = []
         return RedisEffects(self.effects, self._surroundings.effects)
 
+    @property
+    def sql(self) -> Any:
+        """The session whose transaction also notes this event as handled: an AsyncSession, or a Session for plain `def` handlers.
+
+        Do not commit it. Raises HandlerError without `inbox=`.
+        """
+        if self.session is None:
+            raise HandlerError(
+                f"ctx.sql: group {self.group} of topic {self.topic} has no transaction; declare it with subscribe(..., inbox=Inbox(engine))"
+            )
+        return self.session
+
     def publish(self, topic: Destination, event: object, **options: Any) -> None:
         """An event that leaves with the ack, once, or not at all. Options as in `Topic.publish`. Raises InvalidEvent."""
         record = topic.record(event, **options)
@@ -154,4 +168,4 @@ class Context(Struct, eq=False):
         self.failure = Reject(reason)
 
 
-_OWN = frozenset({"id", "type", "data", "key", "attempt", "origin", "reason", "due"})
+_OWN = frozenset({"id", "type", "data", "key", "attempt", "origin", "reason", "due", "replay"})

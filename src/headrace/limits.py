@@ -54,6 +54,10 @@ partitions_max: Final = 1_024
 """Each costs an ordered worker two commands per third of a lease, and a shared one a connection."""
 
 # Worker
+prune_s: Final = 3_600
+"""How often a worker looks for what its inboxes can forget."""
+database_pause_s: Final = 1.0
+"""An event whose database is not there is handed back after this long."""
 lanes: Final = 100
 read_records_max: Final = 1_000
 first_read_records: Final = 16

@@ -7,7 +7,7 @@ import contextlib
 from collections import deque
 from collections.abc import AsyncIterable, Callable, Iterable, Mapping
 from datetime import datetime
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, Unpack
 
 from msgspec import Struct
 
@@ -18,6 +18,8 @@ from headrace.errors import BackendError, ConfigurationError, InvalidEvent
 from headrace.event import check_name, due_ms, header_pairs, id_bytes, key_bytes, too_large
 from headrace.handler import Handler, examine
 from headrace.retry import Retry
+from headrace.serving import GroupOptions
+from headrace.transaction import Transactions
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -28,12 +30,13 @@ class Group(Struct, eq=False):
 
     topic: Topic[Any]
     name: str
-    start: str
-    lanes: int
-    batch: int
     handlers: list[Handler]
+    start: str = "earliest"
+    lanes: int = limits.lanes
+    batch: int = 100
     ordered: bool = False
     on_failure: OnFailure = "park"
+    inbox: Transactions | None = None
 
 
 class Owner(Protocol):
@@ -156,33 +159,35 @@ class Topic(Generic[T]):
         *,
         retry: Retry | None = None,
         timeout_s: float | None = limits.timeout_s,
-        start: str = "earliest",
-        lanes: int = limits.lanes,
-        batch: int = 100,
-        ordered: bool = False,
-        on_failure: OnFailure = "park",
+        **options: Unpack[GroupOptions],
     ) -> Callable[[F], F]:
         """Declares the decorated function as handler of this topic in `group`.
 
-        `timeout_s`: the handler is cancelled and its event retried after this long; None: never. `start` (`earliest`, `latest`) counts
-        only when the group is created. `lanes`: handlers at work at once in one process. `batch`: events per call of a batch handler.
-        Several handlers of one group share its events by type.
-
-        `ordered`: events of one key are handled one after the other, in publish order, each partition by one worker; the topic needs a key.
-        `on_failure` (ordered) says what becomes of later events while one waits for its retry: `park`, those of its key wait behind it;
-        `skip`, there is no retry, it is dead-lettered at once; `stop`, its whole partition waits, for as long as it takes.
-        Raises ConfigurationError.
+        `timeout_s`: the handler is cancelled and its event retried after this long; None: never. `options`: see GroupOptions.
+        Several handlers of one group share its events by type. Raises ConfigurationError.
         """
-        declared = Group(self, group, start, lanes, batch, [], ordered, on_failure)
+        declared = Group(self, group, [], **options)
         self._check_group(declared)
         _check("timeout_s", timeout_s is None or timeout_s > 0, "a positive number or None", timeout_s)
 
         def declare(function: F) -> F:
             handler = examine(function, self.event_type, retry or Retry(), timeout_s)
             known = self._app.groups.setdefault((self.name, group), declared)
-            if (known.ordered, known.on_failure) != (ordered, on_failure):
+            if (known.ordered, known.on_failure, known.inbox) != (
+                declared.ordered,
+                declared.on_failure,
+                declared.inbox,
+            ):
                 raise ConfigurationError(
-                    f"{handler.name}: the handlers of group {group} of topic {self.name} all have the same ordered= and on_failure="
+                    f"{handler.name}: the handlers of group {group} of topic {self.name} all have the same ordered=, on_failure= and inbox="
+                )
+            inbox = declared.inbox
+            if inbox is not None and inbox.asynchronous != handler.asynchronous:
+                kind, engine = (
+                    ("async def", "create_async_engine") if handler.asynchronous else ("plain def", "create_engine")
+                )
+                raise ConfigurationError(
+                    f"{handler.name}: an inbox for {kind} handlers needs an engine made by {engine}"
                 )
             taken = [t for h in known.handlers for t in h.types if t in handler.types]
             if taken:

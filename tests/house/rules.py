@@ -18,7 +18,7 @@ RANKS: tuple[tuple[str, ...], ...] = (
     ("backends.memory", "backends.redis", "backends.kafka", "backends.nats", "backends.rabbitmq"),
     ("backends",),
     ("codec", "event", "effects", "retry"),
-    ("topic", "context", "handler", "observe", "route"),
+    ("topic", "context", "handler", "observe", "route", "serving", "transaction"),
     ("once",),
     ("runtime", "embedded"),
     ("testing",),
@@ -34,7 +34,7 @@ FREE_ROWS = (
     {"errors", "limits", "version"},
     {"settings", "backoff"},
     {"codec", "event", "effects", "retry"},
-    {"topic", "context", "handler", "observe", "route"},
+    {"topic", "context", "handler", "observe", "route", "serving", "transaction"},
 )
 """Rows of single files that may know each other, as long as there is no circle."""
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor as Threads
 from typing import Any
 
+from headrace import limits
 from headrace.backends.contract import Delivery, Settled, Settlement, Verdict
 from headrace.context import Context, Surroundings
 from headrace.errors import DeadlineExceeded, HandlerError, Undecodable
@@ -14,6 +16,9 @@ from headrace.handler import Handler
 from headrace.observe import Observer
 from headrace.retry import Retry
 from headrace.topic import Group
+from headrace.transaction import Transactions, Unavailable
+
+log = logging.getLogger("headrace")
 
 
 class Executor:
@@ -34,6 +39,7 @@ class Executor:
         self._threads = threads
         self._loop = asyncio.get_running_loop()
         self._decode = group.topic.codec.decode
+        self._inbox = group.inbox
         self._only = (
             group.handlers[0]
             if len(group.handlers) == 1 and set(group.handlers[0].types) == set(group.topic.codec.types)
@@ -48,7 +54,7 @@ class Executor:
         self._first = self._surroundings[group.handlers[0].name]
         self._only_call = self._calls[self._only.name] if self._only else None
         alone = self._only is not None and self._only.asynchronous and not self._only.with_context
-        self._bare = self._only.function if alone and self._only else None
+        self._bare = self._only.function if alone and self._only and group.inbox is None else None
         """The only handler, if it wants nothing but the event: then no context is made."""
         self._retry = group.handlers[0].retry
         self.name = group.handlers[0].name
@@ -72,6 +78,8 @@ class Executor:
             await call(event, ctx)
         except GeneratorExit:
             raise
+        except Unavailable as e:
+            return (await self._later((delivery,), e))[0]
         except BaseException as e:  # noqa: BLE001 - whatever a handler raises is its event's failure, never the worker's
             return self.judge(delivery, self._seen(e), retry)
         if ctx.outputs is None and ctx.effects is None and ctx.failure is None:
@@ -104,10 +112,24 @@ class Executor:
             await self._calls[handler.name](events, contexts)
         except GeneratorExit:
             raise
+        except Unavailable as e:
+            return await self._later([c.delivery for c in contexts], e)
         except BaseException as e:  # noqa: BLE001 - as above
             seen = self._seen(e)
             return [self.judge(c.delivery, c.failure or seen, handler.retry) for c in contexts]
         return [self._conclude(c, handler.retry) for c in contexts]
+
+    async def _later(self, deliveries: Sequence[Delivery], error: Unavailable) -> list[Settled]:
+        """The database is not there: the events are handed back after a pause, as often as it takes; no attempt is counted."""
+        log.warning(
+            "topic %s, group %s: the database of the inbox: %s. Trying again, %d events wait",
+            self.topic,
+            self.group,
+            error,
+            len(deliveries),
+        )
+        await asyncio.sleep(limits.database_pause_s)
+        return [Settlement(d, Verdict.RETURN) for d in deliveries]
 
     def judge(self, delivery: Delivery, error: BaseException, retry: Retry | None = None) -> Settlement:
         """A failed delivery: a retry that becomes due later, or a dead letter. Both are rows of the same commit."""
@@ -172,6 +194,8 @@ class Executor:
     def _call_of(self, handler: Handler) -> Callable[[Any, Any], Awaitable[Any]]:
         """A uniform way to call a handler, chosen once."""
         function = handler.function
+        if self._inbox is not None:
+            return self._in_transaction(handler, self._inbox)
         if handler.asynchronous:
             if handler.with_context:
                 return function
@@ -180,6 +204,22 @@ class Executor:
         if handler.with_context:
             return lambda event, ctx: loop.run_in_executor(threads, _contained, function, event, ctx)
         return lambda event, _: loop.run_in_executor(threads, _contained, function, event)
+
+    def _in_transaction(self, handler: Handler, inbox: Transactions) -> Callable[[Any, Any], Awaitable[Any]]:
+        """The call inside a transaction that also notes its events as handled."""
+        function, batched = handler.function, handler.batched
+
+        async def call(events: Any, contexts: Any) -> None:
+            of = dict(zip(map(id, contexts), events, strict=True)) if batched else {}
+
+            def handle(fresh: Sequence[Context]) -> Any:
+                event = [of[id(ctx)] for ctx in fresh] if batched else events
+                words = (event, fresh if batched else contexts) if handler.with_context else (event,)
+                return function(*words) if handler.asynchronous else _contained(function, *words)
+
+            await inbox.run(self.topic, self.group, contexts if batched else (contexts,), handle, self._threads)
+
+        return call
 
 
 DEADLINE = "headrace: deadline"

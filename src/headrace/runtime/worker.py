@@ -20,6 +20,7 @@ from headrace.backoff import Backoff
 from headrace.errors import BackendError, ConfigurationError, NotConnected, Overloaded
 from headrace.observe import LogObserver, Observer
 from headrace.runtime.execute import Executor
+from headrace.runtime.pruning import prune_always
 from headrace.runtime.pump import Pump
 from headrace.runtime.signals import Stop, stopping
 from headrace.settings import Settings
@@ -40,6 +41,10 @@ class App(Protocol):
     @property
     def settings(self) -> Settings:
         """Where its server is."""
+
+    @property
+    def connected(self) -> Settings | None:
+        """The same, once it is connected."""
 
     @property
     def lease_s(self) -> float:
@@ -76,7 +81,14 @@ async def serve(app: App, stop: Stop, observer: Observer | None = None) -> Backe
         pumps = await _unless_stopped(
             start(app.groups.values(), app.backend(), threads, observer or LogObserver(), app.lease_s), stop
         )
-        return None if pumps is None else await _run(pumps, stop)
+        if pumps is None:
+            return None
+        pruning = asyncio.ensure_future(prune_always(app.groups.values(), app.connected or app.settings))
+        try:
+            return await _run(pumps, stop)
+        finally:
+            pruning.cancel()
+            await asyncio.gather(pruning, return_exceptions=True)
     finally:
         await app.aclose()
         threads.shutdown(wait=False, cancel_futures=True)

@@ -28,7 +28,7 @@ PATIENCE_S: Final = 10.0
 """The server's time, in addition to five leases, after which what has not come never will."""
 CLOCK_S: Final = 0.002
 """What clocks of milliseconds may be off."""
-BOOKKEEPING: Final = (b"id", b"attempt", b"origin", b"reason")
+BOOKKEEPING: Final = (b"id", b"attempt", b"origin", b"replay", b"reason")
 """Attributes that a backend may add to a copy."""
 
 ORDERS: Final = Route("orders")

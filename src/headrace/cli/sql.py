@@ -1,0 +1,100 @@
+"""`headrace sql init` and `headrace sql show`: the tables that Headrace keeps in a user's database."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+from typing import Any
+
+from headrace.cli import output
+from headrace.cli.command import Command
+from headrace.cli.exits import OK
+from headrace.errors import ConfigurationError, NotConnected
+
+
+def _arguments(parser: argparse.ArgumentParser) -> None:
+    ways = parser.add_subparsers(metavar="init|show", required=True)
+    init = ways.add_parser("init", help="make what is absent", allow_abbrev=False)
+    init.add_argument("database", metavar="URL", help="postgresql://..., sqlite:///file, as SQLAlchemy writes them")
+    init.set_defaults(way=_init)
+    show = ways.add_parser("show", help="print the statements, for review or a migration tool", allow_abbrev=False)
+    show.add_argument("--dialect", choices=("postgresql", "sqlite"), default="postgresql")
+    show.set_defaults(way=_show)
+    for way in (init, show):
+        way.add_argument(
+            "--inbox", metavar="TABLE", default="headrace_inbox", help="name of the inbox (headrace_inbox)"
+        )
+        way.add_argument("--schema", metavar="NAME", help="where the tables live, if not in the default schema")
+
+
+def _execute(args: argparse.Namespace) -> int:
+    try:
+        import sqlalchemy  # noqa: F401 - whether it is there
+    except ImportError:
+        raise ConfigurationError("`headrace sql` needs SQLAlchemy: pip install 'headrace[sql]'") from None
+    code: int = args.way(args)
+    return code
+
+
+def _metadata(args: argparse.Namespace) -> Any:
+    from sqlalchemy import MetaData
+
+    from headrace.once import tables
+
+    metadata = MetaData()
+    tables.inbox(args.inbox, args.schema, metadata)
+    return metadata
+
+
+def _show(args: argparse.Namespace) -> int:
+    from sqlalchemy.dialects import postgresql, sqlite
+    from sqlalchemy.schema import CreateIndex, CreateTable
+
+    dialect: Any = postgresql.dialect() if args.dialect == "postgresql" else sqlite.dialect()  # type: ignore[no-untyped-call]
+    statements: list[Any]
+    for table in _metadata(args).sorted_tables:
+        statements = [CreateTable(table), *map(CreateIndex, table.indexes)]
+        for statement in statements:
+            output.line(
+                "\n".join(line.rstrip() for line in str(statement.compile(dialect=dialect)).strip().splitlines()) + ";"
+            )
+    return OK
+
+
+def _init(args: argparse.Namespace) -> int:
+    from sqlalchemy import exc, make_url
+
+    try:
+        url = make_url(args.database)
+    except exc.ArgumentError:
+        raise ConfigurationError(
+            f"expected a URL like postgresql://user@host/name or sqlite:///file, got {args.database!r}"
+        ) from None
+    if url.drivername in {"postgres", "postgresql"}:
+        url = url.set(drivername="postgresql+psycopg")
+    try:
+        asyncio.run(_make(url, _metadata(args)))
+    except (ImportError, exc.NoSuchModuleError) as e:
+        raise ConfigurationError(f"the driver of {url.drivername} is not installed: {e}") from None
+    except (exc.DBAPIError, OSError) as e:
+        raise NotConnected(f"{url.render_as_string()}: {getattr(e, 'orig', None) or e}") from None
+    output.line(f"{args.inbox} is there")
+    return OK
+
+
+async def _make(url: Any, metadata: Any) -> None:
+    from sqlalchemy import create_engine
+    from sqlalchemy.ext.asyncio import create_async_engine
+
+    if not url.get_dialect().is_async:
+        engine = create_engine(url)
+        metadata.create_all(engine)
+        engine.dispose()
+        return
+    waiting = create_async_engine(url)
+    async with waiting.begin() as connection:
+        await connection.run_sync(metadata.create_all)
+    await waiting.dispose()
+
+
+COMMANDS = {"sql": Command(_arguments, _execute)}

@@ -1,0 +1,201 @@
+"""What a handler writes to SQL, the events that it publishes and its ack are one unit.
+
+The transaction that the handler writes in also writes the event's identity; a repeat meets it and is not handled again. What is to leave
+with the ack (`ctx.publish`, `ctx.redis`) is kept with the identity, so that a repeat still sends it if the worker died in between.
+Identity, not place: it also holds when the stream was set back to an older state, by a failover or a restore.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from concurrent.futures import Executor as Threads
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+from sqlalchemy import Engine, MetaData, delete, exc
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
+from sqlalchemy.orm import Session, sessionmaker
+
+from headrace.context import Context
+from headrace.errors import ConfigurationError
+from headrace.once import tables
+from headrace.once.unit import AllFailed, Unit
+from headrace.transaction import Call, Unavailable
+
+KEEP_S: Final = 30 * 86_400.0
+
+
+class Inbox:
+    """Runs handlers in transactions of a database, each event once. Implements transaction.Transactions.
+
+    PostgreSQL (asyncpg, psycopg) and SQLite; an AsyncEngine or async_sessionmaker for `async def` handlers, an Engine or sessionmaker for
+    plain ones. `keep_s`: how long an event is known after it was handled; longer than an outage or a restore may set the stream back.
+    """
+
+    def __init__(
+        self,
+        engine: Engine | AsyncEngine | sessionmaker[Session] | async_sessionmaker[AsyncSession],
+        *,
+        table: str = "headrace_inbox",
+        schema: str | None = None,
+        keep_s: float = KEEP_S,
+    ) -> None:
+        """Connects on first use. Raises ConfigurationError for what cannot be meant."""
+        self.asynchronous = isinstance(engine, AsyncEngine | async_sessionmaker)
+        if isinstance(engine, AsyncEngine):
+            engine = async_sessionmaker(engine, expire_on_commit=False)
+        elif isinstance(engine, Engine):
+            engine = sessionmaker(engine, expire_on_commit=False)
+        if not isinstance(engine, sessionmaker | async_sessionmaker):
+            raise ConfigurationError(
+                f"inbox: expected an Engine, AsyncEngine, sessionmaker or async_sessionmaker, got {engine!r}"
+            )
+        if keep_s <= 0:
+            raise ConfigurationError(f"keep_s: expected a positive number of seconds, got {keep_s!r}")
+        self._sessions: Any = engine
+        self.keep_s = keep_s
+        self.metadata = MetaData()
+        self.table = tables.inbox(table, schema, self.metadata)
+        self._lock: tuple[asyncio.AbstractEventLoop, asyncio.Lock] | None = None
+
+    # One unit
+
+    async def run(
+        self, topic: str, group: str, contexts: Sequence[Context], call: Call, threads: Threads
+    ) -> Sequence[Context]:
+        """See transaction.Transactions."""
+        unit = Unit(self.table, topic, group, contexts)
+        with contextlib.suppress(AllFailed):
+            if self.asynchronous:
+                await self._run(unit, call)
+            else:
+                await self._run_in_thread(unit, call, threads)
+        return contexts
+
+    async def _run(self, unit: Unit, call: Call) -> None:
+        async with self._alone(), self._sessions() as session:
+            with _ours():
+                fresh = await session.run_sync(unit.claim)
+            if fresh:
+                with _theirs(), _given(session, fresh):
+                    await call(fresh)
+                with _ours():
+                    await session.run_sync(unit.note)
+            with _outcome():
+                await session.commit()
+
+    async def _run_in_thread(self, unit: Unit, call: Call, threads: Threads) -> None:
+        given_up = threading.Event()
+        try:
+            async with self._alone():
+                await asyncio.get_running_loop().run_in_executor(threads, self._run_here, unit, call, given_up.is_set)
+        except asyncio.CancelledError:
+            given_up.set()  # the thread cannot be stopped; it writes nothing more
+            raise
+
+    def _run_here(self, unit: Unit, call: Call, given_up: Callable[[], bool]) -> None:
+        with self._sessions() as session:
+            with _ours():
+                fresh = unit.claim(session)
+            if fresh:
+                with _theirs(), _given(session, fresh):
+                    call(fresh)
+                with _ours():
+                    unit.note(session)
+            if not given_up():
+                with _outcome():
+                    session.commit()
+
+    @contextlib.asynccontextmanager
+    async def _alone(self) -> AsyncIterator[None]:
+        """SQLite has one writer at a time: here they wait in line, and not for a lock of the file."""
+        if self._dialect() != "sqlite":
+            yield
+            return
+        loop = asyncio.get_running_loop()
+        if self._lock is None or self._lock[0] is not loop:
+            self._lock = (loop, asyncio.Lock())
+        async with self._lock[1]:
+            yield
+
+    def _dialect(self) -> str:
+        bind = self._sessions.kw.get("bind")
+        return "" if bind is None else str(bind.dialect.name)
+
+    # Keeping house
+
+    async def prune(self, topic: str, group: str) -> int:
+        """See transaction.Transactions."""
+        old, c = datetime.now(UTC) - timedelta(seconds=self.keep_s), self.table.c
+        statement = delete(self.table).where(c.topic == topic, c.consumer_group == group, c.handled_at < old)
+        async with self._alone():
+            if not self.asynchronous:
+                return await asyncio.to_thread(self._execute, statement)
+            async with self._sessions() as session:
+                with _ours():
+                    count = int((await session.execute(statement)).rowcount)
+                    await session.commit()
+                return count
+
+    def _execute(self, statement: Any) -> int:
+        with self._sessions() as session, _ours():
+            count = int(session.execute(statement).rowcount)
+            session.commit()
+            return count
+
+
+@contextlib.contextmanager
+def _ours() -> Iterator[None]:
+    """Statements of ours: no event is to blame if they fail."""
+    try:
+        yield
+    except (exc.DBAPIError, exc.TimeoutError, OSError) as e:
+        raise Unavailable(
+            f"{_first_line(e)} (has the table been made? `headrace sql init` does)" if _is_schema(e) else _first_line(e)
+        ) from e
+
+
+@contextlib.contextmanager
+def _given(session: Session | AsyncSession, contexts: Sequence[Context]) -> Iterator[None]:
+    """The session is theirs while the handler runs."""
+    for ctx in contexts:
+        ctx.session = session
+    try:
+        yield
+    finally:
+        for ctx in contexts:
+            ctx.session = None
+
+
+@contextlib.contextmanager
+def _theirs() -> Iterator[None]:
+    """What a handler does: it is to blame, unless the connection broke."""
+    try:
+        yield
+    except exc.DBAPIError as e:
+        if e.connection_invalidated:
+            raise Unavailable(_first_line(e)) from e
+        raise
+
+
+@contextlib.contextmanager
+def _outcome() -> Iterator[None]:
+    """The commit: unknown if the connection broke, and then the repeat finds out."""
+    try:
+        yield
+    except (exc.IntegrityError, exc.DataError, exc.ProgrammingError):
+        raise  # a constraint that is checked at the end
+    except (exc.DBAPIError, OSError) as e:
+        raise Unavailable(_first_line(e)) from e
+
+
+def _is_schema(error: BaseException) -> bool:
+    """Whether a table or column is not there: databases have words for it, and no common code."""
+    return any(words in str(error) for words in ("no such table", "no such column", "has no column", "does not exist"))
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(getattr(error, "orig", None) or error) or type(error).__name__).splitlines()[0]

@@ -1,0 +1,57 @@
+"""`headrace sql`: the tables that it shows are those that it makes, and the inbox uses."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+from tests.cli.shell import say
+from tests.postgres import Postgres
+
+
+def test_what_is_shown_can_be_executed(tmp_path: Path) -> None:
+    shown = say("sql", "show", "--dialect", "sqlite", "--inbox", "mine")
+    assert shown.code == 0
+    with sqlite3.connect(tmp_path / "a.db") as connection:
+        connection.executescript(shown.out)
+        columns = [row[1] for row in connection.execute("PRAGMA table_info(mine)")]
+    assert columns == ["topic", "consumer_group", "event_id", "handled_at", "writes"]
+
+
+def test_it_is_made_once(tmp_path: Path, postgres: Postgres) -> None:
+    for url in (
+        f"sqlite:///{tmp_path}/b.db",
+        f"postgresql://{postgres.address}",
+        f"postgresql+asyncpg://{postgres.address}",
+    ):
+        for _ in range(2):
+            made = say("sql", "init", url, "--inbox", "made_by_command")
+            assert (made.code, made.out) == (0, "made_by_command is there\n")
+
+
+def test_the_statements_for_review() -> None:
+    assert (
+        say("sql", "show").out
+        == """\
+CREATE TABLE headrace_inbox (
+	topic VARCHAR(128) NOT NULL,
+	consumer_group VARCHAR(128) NOT NULL,
+	event_id VARCHAR(512) NOT NULL,
+	handled_at TIMESTAMP WITH TIME ZONE DEFAULT now() NOT NULL,
+	writes BYTEA,
+	PRIMARY KEY (topic, consumer_group, event_id)
+);
+CREATE INDEX ix_headrace_inbox_handled_at ON headrace_inbox (handled_at);
+"""
+    )
+
+
+def test_bad_input() -> None:
+    for words, code, says in (
+        (("sql", "init", "nonsense"), 2, "expected a URL like postgresql://user@host/name"),
+        (("sql", "init", "postgresql://nobody@127.0.0.1:1/none"), 3, "127.0.0.1"),
+        (("sql", "init", "oracle://x@y/z"), 2, "the driver of oracle is not installed"),
+        (("sql",), 2, "init|show"),
+    ):
+        said = say(*words)
+        assert (said.code, says in said.err) == (code, True), said
