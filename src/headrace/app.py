@@ -14,6 +14,7 @@ from headrace.errors import Closed, ConfigurationError
 from headrace.route import TopicOptions, route
 from headrace.settings import Settings
 from headrace.topic import Group, Topic
+from headrace.transaction import Outgoing
 
 if TYPE_CHECKING:
     from headrace.embedded.server import EmbeddedServer
@@ -30,16 +31,23 @@ class Headrace:
     """
 
     def __init__(
-        self, url: str | None = None, *, durability: str | None = None, lease_s: float = limits.lease_s
+        self,
+        url: str | None = None,
+        *,
+        durability: str | None = None,
+        lease_s: float = limits.lease_s,
+        outbox: Outgoing | None = None,
     ) -> None:
         """Raises ConfigurationError for settings that cannot be meant.
 
-        `lease_s`: how long a worker may be silent before others take over what it holds.
+        `lease_s`: how long a worker may be silent before others take over what it holds. `outbox` (headrace.once.Outbox): where
+        `publish(..., sql=session)` writes.
         """
         if not limits.lease_s_min <= lease_s <= limits.lease_s_max:
             raise ConfigurationError(f"lease_s: expected {limits.lease_s_min} to {limits.lease_s_max}, got {lease_s!r}")
         self.settings = settings.load(url, durability)
         self.lease_s = lease_s
+        self.outbox = outbox
         self.topics: dict[str, Topic[Any]] = {}
         self.groups: dict[tuple[str, str], Group] = {}
         self._backend: Backend | None = None
@@ -123,6 +131,17 @@ class Headrace:
         finally:
             self._users -= 1
             self._backend = None
+
+    async def relay(self) -> None:
+        """Sends what is in the outbox until it is cancelled, beside whatever else the program does. Raises ConfigurationError, Refused, Closed."""
+        if self.outbox is None:
+            raise ConfigurationError("there is nothing to relay: Headrace(outbox=Outbox(engine))")
+        from headrace.once.outbox import Outbox  # noqa: PLC0415 - only programs with an outbox have SQLAlchemy
+        from headrace.once.relay import Relay  # noqa: PLC0415 - likewise
+
+        if not isinstance(self.outbox, Outbox):
+            raise ConfigurationError(f"outbox: expected headrace.once.Outbox, got {self.outbox!r}")
+        await Relay(self.outbox, self.backend(), {t.name: t.route for t in self.topics.values()}).run()
 
     async def aclose(self) -> None:
         """Disconnects; idempotent. What was not acknowledged fails with Closed at its publisher."""

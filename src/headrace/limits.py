@@ -54,6 +54,12 @@ partitions_max: Final = 1_024
 """Each costs an ordered worker two commands per third of a lease, and a shared one a connection."""
 
 # Worker
+relay_records: Final = 1_000
+"""Rows that a relay of an outbox sends at once."""
+relay_lease_s: Final = 10.0
+"""Another relay takes over when one was silent for this long."""
+relay_poll_s: Final = 0.5
+"""How often a relay looks for rows that nobody told it of."""
 prune_s: Final = 3_600
 """How often a worker looks for what its inboxes can forget."""
 database_pause_s: Final = 1.0

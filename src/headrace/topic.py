@@ -19,7 +19,7 @@ from headrace.event import check_name, due_ms, header_pairs, id_bytes, key_bytes
 from headrace.handler import Handler, examine
 from headrace.retry import Retry
 from headrace.serving import GroupOptions
-from headrace.transaction import Transactions
+from headrace.transaction import Outgoing, Transactions
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -46,6 +46,10 @@ class Owner(Protocol):
         """The connected backend. Raises Closed outside `async with app`."""
 
     groups: dict[tuple[str, str], Group]
+
+    @property
+    def outbox(self) -> Outgoing | None:
+        """Where `publish(sql=...)` writes."""
 
 
 class Topic(Generic[T]):
@@ -117,14 +121,22 @@ class Topic(Generic[T]):
         headers: Mapping[str, str] | None = None,
         delay_s: float | None = None,
         at: datetime | None = None,
+        sql: Any = None,
     ) -> None:
         """Publishes one event and returns when it is durable at the app's level.
+
+        `sql`, a SQLAlchemy session: it is written to the app's outbox in that transaction, and sent by a relay once that has committed.
 
         `id` drops repeats with the same id inside the topic's window (a day by default). `delay_s` or `at` (with a time zone) hold
         it back. Concurrent calls share one call to the server. Raises InvalidEvent (nothing written), NotConnected (it may have been
         written; publishing again may duplicate it unless it has an `id`), Overloaded, Refused, Closed.
         """
         record = self.record(event, id=id, key=key, headers=headers, delay_s=delay_s, at=at)
+        if sql is not None:
+            if self._app.outbox is None:
+                raise ConfigurationError("publish(sql=...) needs an outbox: Headrace(outbox=Outbox(engine))")
+            await self._app.outbox.add(sql, self.name, record)
+            return
         await self._app.backend().publish(self.route, (record,))
 
     async def publish_many(self, events: Iterable[T] | AsyncIterable[T]) -> int:

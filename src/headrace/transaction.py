@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor as Threads
 from typing import Any, Protocol
 
+from headrace.backends.contract import Record
 from headrace.context import Context
 
 Call = Callable[[Sequence[Context]], Any]
@@ -36,6 +37,14 @@ class Transactions(Protocol):
 
         Only right while no event of the group is unsettled for as long as that, for it could be one that was handled and not acked.
         """
+        ...
+
+
+class Outgoing(Protocol):
+    """What `Headrace(outbox=...)` takes."""
+
+    async def add(self, session: Any, topic: str, record: Record) -> None:
+        """Writes an event in the caller's transaction. Raises ConfigurationError for what is no session."""
         ...
 
 

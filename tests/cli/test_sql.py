@@ -26,7 +26,10 @@ def test_it_is_made_once(tmp_path: Path, postgres: Postgres) -> None:
     ):
         for _ in range(2):
             made = say("sql", "init", url, "--inbox", "made_by_command")
-            assert (made.code, made.out) == (0, "made_by_command is there\n")
+            assert (made.code, made.out) == (
+                0,
+                "made_by_command, headrace_outbox and headrace_outbox_relay are there\n",
+            )
 
 
 def test_the_statements_for_review() -> None:
@@ -42,6 +45,23 @@ CREATE TABLE headrace_inbox (
 	PRIMARY KEY (topic, consumer_group, event_id)
 );
 CREATE INDEX ix_headrace_inbox_handled_at ON headrace_inbox (handled_at);
+CREATE TABLE headrace_outbox (
+	id BIGSERIAL NOT NULL,
+	transaction BIGINT DEFAULT (pg_current_xact_id()::text::bigint) NOT NULL,
+	topic VARCHAR(128) NOT NULL,
+	record BYTEA NOT NULL,
+	PRIMARY KEY (id)
+);
+CREATE TABLE headrace_outbox_relay (
+	one INTEGER NOT NULL,
+	identity VARCHAR(32) NOT NULL,
+	holder VARCHAR(128) NOT NULL,
+	until DOUBLE PRECISION NOT NULL,
+	doubt_first BIGINT,
+	doubt_last BIGINT,
+	doubt_since DOUBLE PRECISION,
+	PRIMARY KEY (one)
+);
 """
     )
 

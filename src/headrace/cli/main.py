@@ -34,7 +34,8 @@ _COMMANDS: Final = {
     "dead": ("dead", "list, show, replay or drop dead letters"),
     "replay": ("replay", "give a time or id range of a topic to one group again"),
     "ledger": ("ledger", "prove that nothing is missing: where every event stands"),
-    "sql": ("sql", "make or show the tables of the inbox in a database"),
+    "relay": ("relay", "send what an app's transactions have published to its outbox"),
+    "sql": ("sql", "make or show the tables of inbox and outbox in a database"),
     "doctor": ("doctor", "check what the server would forget, and how to fix it"),
 }
 """name -> (module, what it does). The module is imported when the command is called."""

@@ -24,6 +24,9 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
         way.add_argument(
             "--inbox", metavar="TABLE", default="headrace_inbox", help="name of the inbox (headrace_inbox)"
         )
+        way.add_argument(
+            "--outbox", metavar="TABLE", default="headrace_outbox", help="name of the outbox (headrace_outbox)"
+        )
         way.add_argument("--schema", metavar="NAME", help="where the tables live, if not in the default schema")
 
 
@@ -43,6 +46,8 @@ def _metadata(args: argparse.Namespace) -> Any:
 
     metadata = MetaData()
     tables.inbox(args.inbox, args.schema, metadata)
+    tables.outbox(args.outbox, args.schema, metadata)
+    tables.relay(args.outbox, args.schema, metadata)
     return metadata
 
 
@@ -78,7 +83,7 @@ def _init(args: argparse.Namespace) -> int:
         raise ConfigurationError(f"the driver of {url.drivername} is not installed: {e}") from None
     except (exc.DBAPIError, OSError) as e:
         raise NotConnected(f"{url.render_as_string()}: {getattr(e, 'orig', None) or e}") from None
-    output.line(f"{args.inbox} is there")
+    output.line(f"{args.inbox}, {args.outbox} and {args.outbox}_relay are there")
     return OK
 
 
