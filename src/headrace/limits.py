@@ -95,6 +95,8 @@ connect_s: Final = 5.0
 request_s: Final = 15.0
 retry_first_s: Final = 0.05
 retry_max_s: Final = 2.0
+reasons_max: Final = 8
+"""Different reasons of one outage that are logged."""
 publish_wait_s: Final = 60.0
 """How long publish() keeps trying before it raises."""
 

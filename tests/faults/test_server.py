@@ -80,13 +80,14 @@ def test_loading(stage: Stage) -> None:
     stage.serving(worker)
     stage.publish(plain(range(1_000)))
     stage.settled(1_000)
+    publishing = stage.publishing(plain(range(1_000, 1_100)), chunk=2, pace_s=0.05)
+    stage.settled(1_010)
     stage.server.kill()
-    stage.server.settings |= {"key-load-delay": "200", "loading-process-events-interval-bytes": "1024"}
+    stage.server.settings |= {"key-load-delay": "300", "loading-process-events-interval-bytes": "1024"}
     starting = threading.Thread(target=stage.server.start)
     starting.start()
     try:
         wait_until(lambda: "loading its data" in worker.log, "it says what it waits for")
-        publishing = stage.publishing(plain(range(1_000, 1_100)), durability="relaxed")
     finally:
         starting.join()
     publishing.join()

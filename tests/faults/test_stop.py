@@ -97,6 +97,7 @@ def test_a_thread_that_does_not_end_is_left(valkey_stage: Stage) -> None:
     stage.publish([Job(n, "hold") for n in range(40)])
     victim = stage.worker("threaded", lease_s=LONG_LEASE_S)
     wait_until(lambda: stage.pending > 8, "more is read ahead than its eight lanes hold")
+    stage.called(8)
     victim.terminate()
     wait_until(lambda: stage.pending == 8, "what was not started is handed back")
     victim.terminate()
