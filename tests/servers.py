@@ -110,6 +110,8 @@ class Server:
         ):  # else its bus is at port + 10000, where the kernel picks ports of clients
             self.settings.setdefault("cluster-port", str(free_port()))
         self.directory = Path(tempfile.mkdtemp(prefix="hr-"))  # short: the path of a socket holds 107 bytes
+        self.environment: dict[str, str] = {}
+        """Of its process, beyond ours."""
         self._program = program(flavour)
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -172,7 +174,7 @@ class Server:
         lines += [f"{name} {value or chr(34) * 2}" for name, value in self.settings.items()]
         file.write_text("\n".join(lines) + "\n")
         words = [sys.executable, "-I", "-S", "-c", _GUARD, str(os.getpid()), self._program, str(file)]
-        self._process = _spawner.submit(self._spawn, words).result()
+        self._process = _spawner.submit(self._spawn, words, {**os.environ, **self.environment}).result()
         _alive.add(self._process)
         try:
             wait_for(self._ready, f"{self.flavour} answers", _START_S)
@@ -182,9 +184,10 @@ class Server:
         return self
 
     @staticmethod
-    def _spawn(words: list[str]) -> subprocess.Popen[bytes]:
+    def _spawn(words: list[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
             words,
+            env=environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

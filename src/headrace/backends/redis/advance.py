@@ -79,8 +79,8 @@ class Advance:
                 self._stop(holding, delivery, one)  # type: ignore[arg-type]  # RETRY is a Settlement
             elif taken := holding.settle_run(settled, place - 1):
                 place += taken - 1
-            elif delivery not in holding.final:
-                holding.marks[delivery] = one
+            else:
+                holding.mark(one)
         return touched, unsettled
 
     def _stops(self, one: Settled) -> bool:

@@ -35,6 +35,8 @@ class Holding:
         """How many of `hand` each giving out took up; their sum is `next`."""
         self.marks: dict[Delivery, Settled] = {}
         """How events of `hand` end that cannot leave it yet, because one before them is not settled."""
+        self.stopped: set[bytes | None] = set()
+        """Keys of events in `marks` that are to be handled again: nothing more of them is given out."""
         self.ready: list[Settled] = []
         """What left `hand` and is to be written with the next call."""
         self.rich = False
@@ -102,6 +104,10 @@ class Holding:
         self.next = end
         self.runs.append(end - start)
         given = self.hand[start:end]
+        if self.stopped:
+            for delivery in given:
+                if delivery.key in self.stopped:
+                    self.marks.setdefault(delivery, Settlement(delivery, Verdict.RETURN))
         return [d for d in given if d not in self.marks] if self.marks else given
 
     def forget_ahead(self) -> None:
@@ -111,6 +117,15 @@ class Holding:
         del self.hand[self.next :]
 
     # Settling
+
+    def mark(self, settled: Settled) -> None:
+        """How an event of `hand` ends; it leaves when all before it are settled."""
+        delivery = delivery_of(settled)
+        if delivery in self.final:
+            return
+        self.marks[delivery] = settled
+        if _again(settled):
+            self.stopped.add(delivery.key)
 
     def settle_run(self, settled: Sequence[Settled], start: int) -> int:
         """The common case: from `start` on, `settled` is just what was given out first, all handled. Returns how many were taken."""
@@ -144,6 +159,8 @@ class Holding:
                     if not self._has_handled(place):
                         break
                     self._begin_line(delivery, settled, place + 1)
+                if _again(settled):
+                    self.stopped.discard(delivery.key)  # a line knows by now
             ready.append(settled)
         count = len(ready)
         while count and self._inside(count):  # not all of a packed entry is settled
@@ -174,6 +191,7 @@ class Holding:
             return True
         for delivery in self.hand[place : self.next]:
             del self.marks[delivery]
+        self.stopped.clear()
         self._take_back(place)
         return False
 
@@ -188,8 +206,7 @@ class Holding:
 
     def _is_going_aside(self, delivery: Delivery) -> bool:
         """It was to be set aside before, with a call that failed."""
-        settled = self.marks.get(delivery) if delivery in self.final else None
-        return isinstance(settled, Settlement) and settled.verdict in (Verdict.RETRY, Verdict.RETURN)
+        return delivery in self.final and _again(self.marks.get(delivery))
 
     def _divert(self, delivery: Delivery, *, given: bool = False) -> None:
         self.lines.expect(delivery.key, origin_of(delivery), delivery.attempt)
@@ -228,7 +245,7 @@ class Holding:
             one = settled if isinstance(settled, Settlement) else Settlement(settled)
             if aside.key in waiting:
                 one = Settlement(one.delivery, Verdict.RETURN)
-            elif one.verdict in (Verdict.RETRY, Verdict.RETURN):
+            elif _again(one):
                 waiting.add(aside.key)
             out.append((aside, one))
         return out
@@ -271,6 +288,7 @@ class Holding:
             self.final.discard(later)
         self._take_back(place)
         del self.hand[place:]
+        self.stopped = {delivery.key for delivery, one in self.marks.items() if _again(one)}
         self.position = self.hand[-1].token.partition(b"/")[0] if self.hand else self.collected
 
     def return_rest(self) -> None:
@@ -302,3 +320,8 @@ class Holding:
 def origin_of(delivery: Delivery) -> bytes:
     """Where an event stood in its partition, as a copy of it says."""
     return delivery.get(b"origin") or delivery.token
+
+
+def _again(settled: Settled | None) -> bool:
+    """Whether this event is to be handled again."""
+    return isinstance(settled, Settlement) and settled.verdict in (Verdict.RETRY, Verdict.RETURN)

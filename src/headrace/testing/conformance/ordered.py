@@ -92,6 +92,20 @@ async def a_failed_event_is_not_overtaken_by_its_key(stage: Stage) -> None:
     expect_same("handled, retrying", ((info := await stage.group()).handled, info.retrying), (5, 0))
 
 
+async def a_failed_event_is_not_overtaken_while_another_key_is_at_work(stage: Stage) -> None:
+    """Also while an event before it is not settled yet, so that the feed may not be able to write anything."""
+    await stage.publish(*_keyed("b0", "a0", "c0", "d0"))
+    feed = await stage.worker(ordered=True)
+    held = await stage.receive(feed, 4)
+    by_body = {d.get(b"data"): d for d in held}
+    await stage.commit(feed, [Settlement(by_body[b"a0"], Verdict.RETRY), Settlement(by_body[b"c0"], Verdict.RETURN)])
+    await stage.publish(*_keyed("a1", "c1", "d1"))
+    seen = [b for b in bodies(await feed.take(10, 0.5)) if b is not None]
+    for early, late in ((b"a1", b"a0"), (b"c1", b"c0")):
+        ahead = early in seen and late not in seen[: seen.index(early)]
+        expect(not ahead, f"{early.decode()} was given out before {late.decode()}, which was to be handled again: {seen}")
+
+
 async def what_waits_in_order_survives_its_worker(stage: Stage) -> None:
     """A failed event and those behind it are given to the next worker in their order."""
     first = await stage.worker(ordered=True)
@@ -207,6 +221,7 @@ async def a_group_is_shared_or_ordered(stage: Stage) -> None:
 SCENARIOS = scenarios(
     (events_come_in_the_order_of_their_publication, "ordered"),
     (a_failed_event_is_not_overtaken_by_its_key, "ordered"),
+    (a_failed_event_is_not_overtaken_while_another_key_is_at_work, "ordered"),
     (what_waits_in_order_survives_its_worker, "ordered"),
     (a_dead_letter_lets_its_key_go_on, "ordered"),
     (an_ordered_worker_is_relieved_when_its_lease_ends, "ordered"),
