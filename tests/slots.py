@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+from typing import Any
 
 from headrace.embedded.fleet import Fleet
 from headrace.embedded.node import Node

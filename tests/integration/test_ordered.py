@@ -157,6 +157,29 @@ def test_what_a_failed_event_holds_up_survives_its_worker(server: Server) -> Non
     playing(server, play)
 
 
+def test_a_read_under_way_brings_nothing_of_a_key_that_is_stopped_meanwhile(server: Server) -> None:
+    async def play(backend: RedisBackend) -> None:
+        route = Route("orders")
+        await backend.publish(route, keyed(("b", "b0"), ("a", "a0")))
+        feed = await worker(backend, "w", route)
+        b0, a0 = await take(feed, 2)
+        await backend.publish(route, keyed(("a", "a1"), ("c", "c0")))
+        give = feed._give
+
+        async def slowly(holdings: Any, limit: int) -> list[Delivery]:
+            given = await give(holdings, limit)
+            if any(d.fields[-1] == b"a1" for d in given):
+                assert not await feed.commit([Settlement(a0, Verdict.RETURN)])  # another task has its turn here
+            return given
+
+        feed._give = slowly  # type: ignore[method-assign]
+        assert [d.fields[-1] for d in await take(feed, 1)] == [b"c0"]
+        assert not await feed.commit([b0])
+        assert [d.fields[-1] for d in await take(feed, 2)] == [b"a0", b"a1"]
+
+    playing(server, play)
+
+
 def test_stop_keeps_the_partition_where_it_is(server: Server) -> None:
     async def play(backend: RedisBackend) -> None:
         route = Route("orders")

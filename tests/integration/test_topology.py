@@ -20,7 +20,6 @@ from headrace.backends.redis.backend import RedisBackend
 from headrace.backends.redis.client import Client
 from headrace.embedded import cluster, sentinel
 from headrace.embedded.fleet import Fleet
-from headrace.embedded.node import Node
 from headrace.settings import Durability, Settings
 from tests.servers import require
 from tests.slots import move_slot, password_of, primaries

@@ -87,9 +87,12 @@ class FanIn:
             await asyncio.wait(self._takes.values())
         given: list[Delivery] = []
         for feed, task in list(self._takes.items()):
-            if task.done() and len(given) + share <= max(limit, share):
-                del self._takes[feed]
-                given += task.result()
+            if not task.done() or len(given) + share > max(limit, share):
+                continue
+            if given and task.exception() is not None:
+                continue  # raised by the next call: what the others brought is not to be lost with it
+            del self._takes[feed]
+            given += task.result()
         return given
 
     async def commit(self, settled: Sequence[Settled]) -> Sequence[Unsettled]:

@@ -116,6 +116,10 @@ class Holding:
             self.marks.pop(delivery, None)
         del self.hand[self.next :]
 
+    def stops(self, key: bytes | None) -> bool:
+        """Whether later events of this key are not to be handled now."""
+        return key in self.stopped or key in self.lines
+
     # Settling
 
     def mark(self, settled: Settled) -> None:

@@ -63,7 +63,7 @@ class OrderedFeed:
                 if self._closed is not None:
                     raise self._closed
                 holdings = self._turned()
-                given = await self._give(holdings, limit)
+                given = _in_order(await self._give(holdings, limit))
                 remaining = end - self._loop.time()
                 if given or (asked and remaining <= 0):
                     return given
@@ -215,3 +215,15 @@ def entry_of(aside: Aside, fields: Sequence[bytes]) -> Delivery:
     attempt = delivery.get(b"attempt") or b"1"
     delivery.attempt = int(attempt) if attempt.isdigit() else 1
     return delivery
+
+
+def _in_order(given: list[Delivery]) -> list[Delivery]:
+    """Without those whose key has been stopped since they were given out: between this and their handling nobody else has a turn."""
+    out = []
+    for delivery in given:
+        holding = delivery.batch
+        if type(holding) is Holding and not holding.lost and holding.stops(delivery.key):
+            holding.marks.setdefault(delivery, Settlement(delivery, Verdict.RETURN))
+        else:
+            out.append(delivery)
+    return out
