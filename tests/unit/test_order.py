@@ -85,6 +85,19 @@ def test_a_call_that_failed_is_repeated_as_it_was() -> None:
     assert verdicts(own) == [(b"1-0", Verdict.RETRY), (b"2-0", Verdict.RETURN)]
 
 
+def test_what_became_ready_while_a_call_failed_stands_behind_what_was_in_it() -> None:
+    own, (a, b, c) = holding(b"a", b"b", b"c")
+    own.mark(a)
+    own.collect()
+    flying, own.ready = own.ready, []
+    own.mark(b)
+    own.collect()
+    own.mark(c)
+    own.restore(flying)
+    own.collect()
+    assert own.ready == [a, b, c]
+
+
 def test_returned_events_are_given_out_again_unless_something_behind_them_was_handled() -> None:
     own, (a, b) = holding(b"a", b"b")
     own.marks |= {a: Settlement(a, Verdict.RETURN), b: Settlement(b, Verdict.RETURN)}

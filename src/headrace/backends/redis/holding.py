@@ -270,7 +270,9 @@ class Holding:
                 self.lines.settled(aside, one.delivery.attempt + 1 if one.verdict is Verdict.RETRY else None)
 
     def restore(self, settled: Sequence[Settled]) -> None:
-        """These were collected, but could not be written."""
+        """These were collected, but could not be written; what became ready meanwhile stands behind them."""
+        settled = [*settled, *self.ready]
+        self.ready = []
         back = [delivery_of(s) for s in settled]
         self.hand[:0] = back
         self.marks.update(zip(back, settled, strict=True))
