@@ -1,12 +1,14 @@
 """A trial of ordered groups: workers come, go, fall silent and crash at random while events are published and handlers fail at random.
 
 Every handled event appends its number to a list of its key, in the commit. In the end each list must be 0, 1, 2 ... without a gap, a
-repeat or a swap; that is order per key and exactly once in one look.
+repeat or a swap; that is order per key and exactly once in one look. And no handler may end well before the ones of all earlier events
+of its key have, in whichever worker: what they do outside of the commit is in order, too.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
@@ -124,7 +126,21 @@ def list_of(url: str, partition: str, key: str) -> str:
     return f"{{{partition}}}:seen:{key}" if "cluster" in url else f"seen:{key}"
 
 
-def declare(url: str, plan: Plan, chance: random.Random) -> tuple[Headrace, Topic[Event]]:
+class Ended:
+    """Handlers that ended well, in all workers."""
+
+    def __init__(self) -> None:
+        self._last: dict[str, int] = {}
+        self.early: list[str] = []
+
+    def note(self, event: Event) -> None:
+        last = self._last.get(event.key, -1)
+        if event.n > last + 1:
+            self.early.append(f"{event.key} {event.n} after {last}")
+        self._last[event.key] = max(last, event.n)
+
+
+def declare(url: str, plan: Plan, chance: random.Random, ended: Ended) -> tuple[Headrace, Topic[Event]]:
     """An app with one ordered group whose handler fails now and then."""
     app = Headrace(url, lease_s=LEASE_S, durability=plan.durability)
     topic = app.topic("orders", Event, key="key", partitions=plan.partitions, packing=plan.packing)
@@ -141,11 +157,15 @@ def declare(url: str, plan: Plan, chance: random.Random) -> tuple[Headrace, Topi
                 await asyncio.sleep(chance.random() * 0.01)
             if chance.random() < _FAILS:
                 raise ValueError("all of them")
+            failed = set()
             for event, ctx in zip(events, ctxs, strict=True):
                 if chance.random() < _FAILS:
                     ctx.fail("this one")
+                    failed.add(event.key)
                 else:
                     record(event, ctx)
+                    if event.key not in failed:
+                        ended.note(event)
     else:
 
         @topic.subscribe("g", ordered=True, retry=retry, lanes=20)
@@ -155,6 +175,7 @@ def declare(url: str, plan: Plan, chance: random.Random) -> tuple[Headrace, Topi
             if chance.random() < _FAILS:
                 raise ValueError("boom")
             record(event, ctx)
+            ended.note(event)
 
     return app, topic
 
@@ -170,10 +191,11 @@ class Trial:
         """Whether to publish on although there are enough events."""
         self._workers: list[Worker] = []
         self._silent: list[Worker] = []
+        self._ended = Ended()
 
     async def run(self, look: Callable[[], None] = lambda: None) -> None:
         """Plays it and checks the lists; `look` is called now and then and may raise."""
-        app, topic = declare(self._url, self._plan, self._chance)
+        app, topic = declare(self._url, self._plan, self._chance, self._ended)
         client = Client(app.settings)
         async with app:
             publishing = asyncio.ensure_future(self._publish(topic))
@@ -181,7 +203,7 @@ class Trial:
             async with asyncio.timeout(_STUCK_S):
                 while not (publishing.done() and await self._all_there(client)):
                     await asyncio.sleep(self._chance.random() * 0.4)
-                    await self._act()
+                    await self._act(client)
                     look()
                     if publishing.done():
                         publishing.result()
@@ -193,6 +215,7 @@ class Trial:
         found = await self._seen(client)
         await self._expect_settled(client)
         await client.aclose()
+        assert not self._ended.early, f"seed {self._plan.seed}"
         assert found == {key: list(range(count)) for key, count in self.published.items()}, f"seed {self._plan.seed}"
 
     async def _publish(self, topic: Topic[Event]) -> None:
@@ -221,13 +244,16 @@ class Trial:
             finally:
                 await client.aclose()
 
-    async def _act(self) -> None:
+    async def _act(self, client: Client) -> None:
         if len(self._workers) < 3:
-            worker = Worker(declare(self._url, self._plan, self._chance)[0])
+            worker = Worker(declare(self._url, self._plan, self._chance, self._ended)[0])
             await worker.start()
             self._workers.append(worker)
             return
         act = self._chance.random()
+        if act > 0.9 and not client.clustered:
+            with contextlib.suppress(NotConnected):
+                await client.command("CLIENT", "KILL", "TYPE", "normal")
         if act >= 0.4:
             return
         worker = self._workers.pop(self._chance.randrange(len(self._workers)))

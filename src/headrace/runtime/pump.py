@@ -239,9 +239,11 @@ class Pump:
 
     async def _send(self, settled: Sequence[Settled]) -> None:
         """One commit, repeated until it is answered; what is refused is judged as a failure and settled so."""
+        told: Sequence[Settled] = ()
         while settled:
-            if self._order is not None and self._order.stopped:
-                self._order.told(settled, self._reads)
+            if self._order is not None and self._order.stopped and told is not settled:
+                self._order.told(settled, self._reads)  # once: what a repeated call is followed by came in order before it
+                told = settled
             try:
                 unsettled = await self._feed.commit(settled)
             except (NotConnected, Overloaded) as e:

@@ -21,7 +21,7 @@ from headrace.backends.contract import (
 from headrace.backends.redis import settle
 from headrace.backends.redis.client import Client
 from headrace.backends.redis.connection import pack
-from headrace.backends.redis.holding import Holding
+from headrace.backends.redis.holding import Holding, again
 from headrace.backends.redis.leases import Leases
 from headrace.backends.redis.lines import Aside
 from headrace.backends.redis.replies import Grew, ServerSaid
@@ -71,6 +71,9 @@ class Advance:
             holding = own.holding if type(own) is Aside else own
             if own is None or holding.lost:
                 unsettled.append(Unsettled(one))
+                present = None if own is None else self._leases.held.get(holding.number)
+                if present is not None and again(one):  # its successor's later events of the key are stopped, too
+                    present.stopped.add(delivery.key)
                 continue
             touched[holding] = None
             if type(own) is Aside:

@@ -139,9 +139,11 @@ async def open_wire(place: Place, connect_s: float, where: str, silence_s: float
         raise ConfigurationError(f"url: {where}: unknown option ({e})") from None
     try:
         await asyncio.wait_for(connection.connect(), connect_s)  # type: ignore[no-untyped-call]
-    except Exception as e:  # noqa: BLE001 - from_client raises again what it does not know
+    except BaseException as e:
         with contextlib.suppress(Exception):  # it never was a connection; the reason is in `e`
             await connection.disconnect(nowait=True)
+        if not isinstance(e, Exception):
+            raise  # cancelled
         raise replies.from_client(e, where) from None
     writer = connection._writer  # noqa: SLF001 - the seam: redis-py has no public way to hand over its transport
     if writer is None:

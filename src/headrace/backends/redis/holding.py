@@ -128,7 +128,7 @@ class Holding:
         if delivery in self.final:
             return
         self.marks[delivery] = settled
-        if _again(settled):
+        if again(settled):
             self.stopped.add(delivery.key)
 
     def settle_run(self, settled: Sequence[Settled], start: int) -> int:
@@ -163,7 +163,7 @@ class Holding:
                     if not self._has_handled(place):
                         break
                     self._begin_line(delivery, settled, place + 1)
-                if _again(settled):
+                if again(settled):
                     self.stopped.discard(delivery.key)  # a line knows by now
             ready.append(settled)
         count = len(ready)
@@ -210,7 +210,7 @@ class Holding:
 
     def _is_going_aside(self, delivery: Delivery) -> bool:
         """It was to be set aside before, with a call that failed."""
-        return delivery in self.final and _again(self.marks.get(delivery))
+        return delivery in self.final and again(self.marks.get(delivery))
 
     def _divert(self, delivery: Delivery, *, given: bool = False) -> None:
         self.lines.expect(delivery.key, origin_of(delivery), delivery.attempt)
@@ -249,7 +249,7 @@ class Holding:
             one = settled if isinstance(settled, Settlement) else Settlement(settled)
             if aside.key in waiting:
                 one = Settlement(one.delivery, Verdict.RETURN)
-            elif _again(one):
+            elif again(one):
                 waiting.add(aside.key)
             out.append((aside, one))
         return out
@@ -294,7 +294,7 @@ class Holding:
             self.final.discard(later)
         self._take_back(place)
         del self.hand[place:]
-        self.stopped = {delivery.key for delivery, one in self.marks.items() if _again(one)}
+        self.stopped = {delivery.key for delivery, one in self.marks.items() if again(one)}
         self.position = self.hand[-1].token.partition(b"/")[0] if self.hand else self.collected
 
     def return_rest(self) -> None:
@@ -328,6 +328,6 @@ def origin_of(delivery: Delivery) -> bytes:
     return delivery.get(b"origin") or delivery.token
 
 
-def _again(settled: Settled | None) -> bool:
+def again(settled: Settled | None) -> bool:
     """Whether this event is to be handled again."""
     return isinstance(settled, Settlement) and settled.verdict in (Verdict.RETRY, Verdict.RETURN)
