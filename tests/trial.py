@@ -251,7 +251,7 @@ class Trial:
             self._workers.append(worker)
             return
         act = self._chance.random()
-        if act > 0.9 and not client.clustered:
+        if act > 0.5 and not client.clustered:
             with contextlib.suppress(NotConnected):
                 await client.command("CLIENT", "KILL", "TYPE", "normal")
         if act >= 0.4:
