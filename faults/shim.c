@@ -15,6 +15,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/time.h>
 #include <time.h>
 #include <unistd.h>
@@ -43,6 +44,14 @@ __attribute__((constructor)) static void begin(void) {
     if (page != MAP_FAILED) control = page;
 }
 
+/* Allocators and others call these before `begin` has run. */
+static ssize_t put(int fd, const void *data, size_t size) {
+    return real_write ? real_write(fd, data, size) : syscall(SYS_write, fd, data, size);
+}
+static int clock_of(clockid_t which, struct timespec *now) {
+    return real_clock_gettime ? real_clock_gettime(which, now) : (int)syscall(SYS_clock_gettime, which, now);
+}
+
 static int is_aof(int fd) {
     char link[64], path[4096];
     snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
@@ -69,20 +78,20 @@ static int sync_aof(int fd, int (*sync)(int)) {
     return result;
 }
 
-int fsync(int fd) { return sync_aof(fd, real_fsync); }
-int fdatasync(int fd) { return sync_aof(fd, real_fdatasync); }
+int fsync(int fd) { return real_fsync ? sync_aof(fd, real_fsync) : (int)syscall(SYS_fsync, fd); }
+int fdatasync(int fd) { return real_fdatasync ? sync_aof(fd, real_fdatasync) : (int)syscall(SYS_fdatasync, fd); }
 
 ssize_t write(int fd, const void *data, size_t size) {
-    if (!control[1] || !is_aof(fd)) return real_write(fd, data, size);
+    if (!control[1] || !is_aof(fd)) return put(fd, data, size);
     static int half; /* the last bytes that fit, then nothing */
     half = !half;
-    if (half && size > 1) return real_write(fd, data, size / 2);
+    if (half && size > 1) return put(fd, data, size / 2);
     errno = ENOSPC;
     return -1;
 }
 
 int clock_gettime(clockid_t which, struct timespec *now) {
-    int result = real_clock_gettime(which, now);
+    int result = clock_of(which, now);
     int64_t off = control[2];
     if (result == 0 && off && (which == CLOCK_REALTIME || which == CLOCK_REALTIME_COARSE)) {
         int64_t us = (int64_t)now->tv_sec * 1000000 + now->tv_nsec / 1000 + off;

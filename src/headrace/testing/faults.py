@@ -177,10 +177,12 @@ class Proxy:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for writer in self._writers:
-            writer.transport.abort()
+            if not writer.transport.is_closing():
+                writer.transport.abort()
         await asyncio.sleep(0)  # transports are closed in the next turn
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._writers = [w for w in self._writers if not w.transport.is_closing()]
         self._writers.append(writer)
         task = self._loop.create_task(self._serve(reader, writer))
         self._tasks.add(task)
