@@ -10,6 +10,7 @@ import pytest
 
 from headrace import Closed, NotConnected, Overloaded, Refused, limits
 from headrace.backends.contract import Record, Route, Settlement, Subscription, Verdict
+from headrace.backends.partition import partition_of
 from headrace.backends.redis import retention
 from headrace.backends.redis.backend import RedisBackend
 from headrace.backends.redis.client import Client
@@ -336,5 +337,28 @@ def test_a_producer_that_was_idle_for_long_numbers_anew(server: Server) -> None:
         await backend.publish(ORDERS, [Record(b"c")])
         ids = [fields[1] for _, fields in server.command("XRANGE", "orders", "-", "+")]
         assert [i.partition(b".")[2] for i in ids] == [b"1.1", b"1.2", b"2.1"]
+
+    playing(server, play)
+
+
+@pytest.mark.parametrize("partitions", [1, 3])
+def test_the_first_calls_of_a_program_keep_their_order_though_the_server_is_away(
+    server: Server, partitions: int
+) -> None:
+    route = Route("orders", partitions=partitions)
+
+    async def play(backend: RedisBackend) -> None:
+        await asyncio.to_thread(server.kill)
+        calls = []
+        for n in range(40):
+            calls.append(asyncio.ensure_future(backend.publish(route, [Record(b"%d" % n, key=b"k")])))
+            await asyncio.sleep(0.01)
+        await asyncio.to_thread(server.start)
+        for _ in range(300):
+            calls.append(asyncio.ensure_future(backend.publish(route, [Record(b"%d" % len(calls), key=b"k")])))
+            await asyncio.sleep(0)
+        await asyncio.gather(*calls)
+        name = "orders" if partitions == 1 else f"orders.{partition_of(b'k', partitions)}"
+        assert bodies(server, name) == [b"%d" % n for n in range(len(calls))]
 
     playing(server, play)

@@ -42,6 +42,9 @@ class RedisBackend:
         self._feeds: list[OrderedFeed | SharedFeed | FanIn] = []
         self._timers: set[asyncio.TimerHandle] = set()
         self._promotions: set[asyncio.Task[None]] = set()
+        self._entrance = asyncio.Lock()
+        self._entering = 0
+        """Calls that wait until their topic is registered, in their order."""
         self._closed = False
 
     async def open(self) -> None:
@@ -62,14 +65,31 @@ class RedisBackend:
             raise Closed("the app was closed")
         if not records:
             return
-        if not self.client.is_registered(route):
-            await self._register(route)
+        if self._entering or not self.client.is_registered(route):
+            sent = await self._enter(route, records)
+        else:
+            sent = self._set_out(route, records)
+        await sent
+        for record in [r for r in records if r.delay_ms or r.at_ms]:
+            self._append_when_due(self._home(route, record), record)
+
+    async def _enter(self, route: Route, records: Sequence[Record]) -> Sent:
+        """The first calls of a topic wait until it is registered, and then set out in the order in which they came."""
+        self._entering += 1
+        deadline = time.monotonic() + self.client.settings.publish_wait_s
+        try:
+            async with self._entrance:  # first come, first served
+                if not self.client.is_registered(route):
+                    await self._register(route, deadline)
+                return self._set_out(route, records)
+        finally:
+            self._entering -= 1
+
+    def _set_out(self, route: Route, records: Sequence[Record]) -> Sent:
         count = self._counts.get(route.topic)
         if count is None:
             count = self._counts[route.topic] = self.client.count(route)
-        await self._send(route, count, records)
-        for record in [r for r in records if r.delay_ms or r.at_ms]:
-            self._append_when_due(self._home(route, record), record)
+        return self._send(route, count, records)
 
     def _send(self, route: Route, count: int, records: Sequence[Record]) -> Sent:
         """Sets them out to their partitions, of `count`, in this moment; done when all are durable."""
@@ -79,9 +99,8 @@ class RedisBackend:
         sent = [self._publisher(route, f"{route.topic}.{n}", count).publish(own) for n, own in by_number.items()]
         return sent[0] if len(sent) == 1 else asyncio.ensure_future(_all(sent))
 
-    async def _register(self, route: Route) -> None:
+    async def _register(self, route: Route, deadline: float) -> None:
         """As patient as publishing is: the server may be absent for a while."""
-        deadline = time.monotonic() + self.client.settings.publish_wait_s
         backoff = Backoff(f"publishing to {route.topic}")
         while True:
             try:
