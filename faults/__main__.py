@@ -35,7 +35,9 @@ def main() -> int:
     parser.add_argument("--site", choices=SITES, help="only rounds on this kind of server")
     parser.add_argument("--round", type=int, help="only this round of the schedule")
     parser.add_argument("--faults", type=int, default=campaign.FAULTS_PER_ROUND, help="of a round")
-    parser.add_argument("--fsync", choices=("always", "everysec"), default="always", help="everysec is expected to fail")
+    parser.add_argument(
+        "--fsync", choices=("always", "everysec"), default="always", help="everysec is expected to fail"
+    )
     parser.add_argument("--keep", type=Path, help="where the histories of rounds that were not clean go")
     parser.add_argument("--report", type=Path, help="writes the report there, too")
     args = parser.parse_args()

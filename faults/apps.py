@@ -160,7 +160,9 @@ async def move(orders: list[Order], contexts: list[Context]) -> None:
         changes[taker] += 1
         await session.execute(TRANSFER, {"key": order.key, "n": order.n, "giver": giver, "taker": taker})
         done = Done("bank", order.key, order.n)
-        ctx.publish(sql.done, done, id=f"{order.key} {order.n}")  # its id: also a group that begins anew publishes it once
+        ctx.publish(
+            sql.done, done, id=f"{order.key} {order.n}"
+        )  # its id: also a group that begins anew publishes it once
     for account, change in sorted(changes.items()):  # in one order, or two batches lock each other out
         await session.execute(CHANGE, {"id": account, "change": change})
         if account == ACCOUNTS // 2:

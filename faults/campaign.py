@@ -121,9 +121,7 @@ def _keep(world: World, found: History) -> None:
             shutil.copytree(world.site.server.directory, world.folder / "server", ignore=shutil.ignore_patterns("s"))
 
 
-async def _suffer(
-    world: World, plan: Sequence[tuple[float, Kind, int]], show: Callable[[int], None]
-) -> Counter[str]:
+async def _suffer(world: World, plan: Sequence[tuple[float, Kind, int]], show: Callable[[int], None]) -> Counter[str]:
     """Every fault at its time; they may overlap."""
     counts: Counter[str] = Counter()
     tasks = []
@@ -154,7 +152,12 @@ async def _settle(world: World) -> list[Ledger]:
     while time.monotonic() < end:
         await asyncio.sleep(0.5)
         before, ledgers = ledgers, await world.ledgers()
-        if ledgers and ledgers == before and not any(l.open for l in ledgers) and not await asyncio.to_thread(world.outbox):
+        if (
+            ledgers
+            and ledgers == before
+            and not any(l.open for l in ledgers)
+            and not await asyncio.to_thread(world.outbox)
+        ):
             await asyncio.sleep(1.0)  # whoever would still write something it must not does it now
             return await world.ledgers()
     for member in world.crew.members:

@@ -100,9 +100,7 @@ def _order(verdict: Verdict, where: str, by_key: Mapping[str, list[int]]) -> Non
             verdict.add("reordered", where, turned)
 
 
-def _tables(
-    verdict: Verdict, history: History, expected: set[Pair], open_in: Mapping[tuple[str, str], int]
-) -> None:
+def _tables(verdict: Verdict, history: History, expected: set[Pair], open_in: Mapping[tuple[str, str], int]) -> None:
     _effects(verdict, "books", Counter(history.books), expected, open_in.get(("orders", "books"), 0))
     _order(verdict, "books", _by_key(history.books))
     bank = Counter((key, n) for key, n, _, _ in history.transfers)

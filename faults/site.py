@@ -140,7 +140,9 @@ def previous_release(repository: Path, folder: Path) -> Path | None:
     if shutil.which("git") is None:
         return None
     git = ["git", "-C", str(repository)]
-    changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", "src"], check=False, capture_output=True).returncode
+    changed = subprocess.run(
+        [*git, "diff", "--quiet", "HEAD", "--", "src"], check=False, capture_output=True
+    ).returncode
     found = subprocess.run(
         [*git, "log", "-2", "--format=%H", "--", "src"], check=False, capture_output=True, text=True
     ).stdout.split()

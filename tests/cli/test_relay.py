@@ -49,8 +49,12 @@ def test_it_sends_until_it_is_stopped_and_survives_its_database(tmp_path: Path) 
         (tmp_path / "shop.py").write_text(SHOP.format(address=postgres.address, url=server.url))
         assert say("sql", "init", f"postgresql://{postgres.address}").code == 0
         words = [sys.executable, "-m", "headrace", "relay", "shop:app"]
+        server.kill()  # it is waited for
         relay = subprocess.Popen(words, cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True)
         try:
+            assert relay.stderr is not None
+            assert "connecting: " in relay.stderr.readline()
+            server.start()
             for n in range(3):
                 subprocess.run(
                     [sys.executable, "shop.py", str(100 * n), "100"], cwd=tmp_path, env=environment(), check=True

@@ -123,8 +123,8 @@ if moves and not done and record[2] ~= ARGV[3] then return redis.error_reply('CU
     ScriptMutant(
         "the cursor stays",
         "advance",
-        "call('HSET', KEYS[3], 'cursor', ARGV[4], 'read', read, 'until', t_end)",
-        "call('HSET', KEYS[3], 'read', read, 'until', t_end)",
+        "call('HSET', KEYS[3], 'cursor', ARGV[4], 'read', read, 'until', t_end, 'commits', commits)",
+        "call('HSET', KEYS[3], 'read', read, 'until', t_end, 'commits', commits)",
         "a_stopped_ordered_worker_hands_over_at_once",
     ),
     ScriptMutant(
@@ -137,7 +137,7 @@ if moves and not done and record[2] ~= ARGV[3] then return redis.error_reply('CU
     ScriptMutant(
         "what was set aside comes again for ever",
         "advance",
-        "if i > nm then call('XDEL', KEYS[2], ARGV[10 + i - nm]) end",
+        "if i > nm then call('XDEL', KEYS[2], ARGV[11 + i - nm]) end",
         "",
         "a_failed_event_is_not_overtaken_by_its_key",
     ),

@@ -13,6 +13,7 @@ from headrace.cli.exits import OK
 from headrace.cli.run import load_app
 from headrace.errors import ConfigurationError
 from headrace.runtime.signals import Stop, stopping
+from headrace.runtime.worker import connect
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,6 +35,10 @@ async def _relay(app: Headrace) -> None:
     """Until SIGTERM or SIGINT."""
     stop = Stop()
     with stopping(stop, None):
+        await connect(app, stop)
+        if stop.asked.is_set():
+            await app.aclose()
+            return
         async with app:
             relaying, asked = asyncio.ensure_future(app.relay()), asyncio.ensure_future(stop.asked.wait())
             await asyncio.wait([relaying, asked], return_when=asyncio.FIRST_COMPLETED)

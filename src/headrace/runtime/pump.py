@@ -242,7 +242,9 @@ class Pump:
         told: Sequence[Settled] = ()
         while settled:
             if self._order is not None and self._order.stopped and told is not settled:
-                self._order.told(settled, self._reads)  # once: what a repeated call is followed by came in order before it
+                self._order.told(
+                    settled, self._reads
+                )  # once: what a repeated call is followed by came in order before it
                 told = settled
             try:
                 unsettled = await self._feed.commit(settled)

@@ -73,7 +73,7 @@ async def serve(app: App, stop: Stop, observer: Observer | None = None) -> Backe
     """
     if not app.groups:
         raise ConfigurationError("the app has no subscriptions: decorate a function with @topic.subscribe(group)")
-    await _connect(app, stop)
+    await connect(app, stop)
     if stop.asked.is_set():
         return None
     threads = ThreadPoolExecutor(min(max(g.lanes for g in app.groups.values()), 256), _THREADS)
@@ -153,8 +153,8 @@ async def _join(backend: Backend, group: Group, name: str, lease_s: float) -> Fe
             await backoff.wait(e)
 
 
-async def _connect(app: App, stop: Stop) -> None:
-    """Waits for an absent server: a worker may be started before it. Wrong passwords and levels are not waited for."""
+async def connect(app: App, stop: Stop) -> None:
+    """Waits for an absent server: a program may be started before it. Wrong passwords and levels are not waited for."""
     backoff = Backoff("connecting")
     while not stop.asked.is_set():
         try:

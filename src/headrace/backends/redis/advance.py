@@ -137,7 +137,8 @@ class Advance:
             answer = await wire.send(pack((
                 *self._client.head("advance", 5 + len(writes.keys)), holding.own.stream, group.retry, group.record, group.dead, group.delayed,
                 *writes.keys, self._group, holding.token, holding.cursor, cursor, b"%d" % entries, b"%d" % (len(settled) - len(rich)),
-                b"%d" % (len(settled) - entries), self._lease_ms, b"%d" % len(rich), b"%d" % len(tokens), *tokens, *writes.words,
+                b"%d" % (len(settled) - entries), self._lease_ms, b"%d" % len(rich), b"%d" % len(tokens),
+                b"%d" % holding.commits, *tokens, *writes.words,
             )))  # fmt: skip
         except ServerSaid as e:
             holding.restore(settled)
@@ -158,7 +159,7 @@ class Advance:
             index, why = answer[1], answer[3].decode(errors="replace")
             bad = rich[index] if index < len(rich) else kept[index - len(rich)][1]
             return self._refuse(holding, settled, [Unsettled(bad, why)])
-        holding.cursor = cursor
+        holding.cursor, holding.commits = cursor, answer[1]
         holding.rich = bool(holding.ready)
         holding.written(settled, asides)
         self._settled(holding)

@@ -22,6 +22,8 @@ class Holding:
         self.token = b""
         self.cursor = self.collected = self.position = b"0-0"
         """What is settled, what is about to be, and what is read."""
+        self.commits = 0
+        """How many the server said it knows; one that knows fewer has forgotten some."""
         self.aside_position = b"0-0"
         """Until where the events that were set aside are read."""
         self.until = 0.0

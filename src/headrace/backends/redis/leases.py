@@ -127,9 +127,9 @@ class Leases:
 
     async def renew(self, holding: Holding, trying: bytes = b"") -> bool:
         """Renews the lease; `trying`: the event that is given out alone now. False: it is not ours any more. Raises as the client does."""
-        sent = self._loop.time()
+        sent, commits = self._loop.time(), holding.commits
         try:
-            _, now_ms = await self._client.call(
+            _, now_ms, known = await self._client.call(
                 "lease", (holding.keys.record,), "renew", self._sub.consumer, self._lease_ms, holding.token, trying
             )
         except ServerSaid as e:
@@ -137,6 +137,9 @@ class Leases:
                 self.lose(holding, e)
                 return False
             raise
+        if known < commits:
+            self.lose(holding, ServerSaid("CURSOR", f"the server knows {known} commits of {commits}"))
+            return False
         self._renewed(holding, sent, now_ms)
         return True
 
@@ -147,8 +150,8 @@ class Leases:
         self._forget(holding)
         log.warning(
             "%s, group %s: this worker lost the partition [%s]. Was it silent for longer than its lease of %.0f s (a handler that blocks "
-            "the event loop, a paused process)? The %d events it has in hand are handled by the partition's new holder; its own results "
-            "for them are dropped",
+            "the event loop, a paused process), or did the server lose writes (a failover)? "
+            "The %d events it has in hand are handled by the partition's new holder; its own results for them are dropped",
             holding.stream,
             self._sub.group,
             why,

@@ -141,6 +141,8 @@ class OrderedFeed:
             for aside in asides:
                 holding.lines.returned(aside)
             raise
+        if None in entries and not await self._leases.renew(holding):
+            return []  # the server has forgotten what it told us of
         given = []
         for aside, entry in zip(asides, entries, strict=True):
             if entry is None:  # an operator took it away

@@ -14,7 +14,7 @@ from headrace.backends.redis.client import Client
 from headrace.backends.redis.connection import Wire, pack
 from headrace.backends.redis.holding import Holding
 from headrace.backends.redis.lines import aside_of
-from headrace.errors import BackendError
+from headrace.errors import BackendError, NotConnected
 
 log = logging.getLogger("headrace.redis")
 _SAMPLE = 8
@@ -112,7 +112,12 @@ class Reading:
 
     def _take(self, source: Source) -> None:
         reply, source.reply = source.reply, None
-        streams = (reply.result() if reply is not None else None) or ()
+        try:
+            streams = (reply.result() if reply is not None else None) or ()
+        except NotConnected:  # also when the partition lives elsewhere by now
+            if source.wire is not None:
+                source.wire.close()
+            raise
         size = entries_seen = 0
         for name, entries in streams:
             holding, after = source.asked[name]

@@ -42,6 +42,9 @@ class SharedFeed:
         self._own = keys.partition(stream)
         self._keys = keys.group(stream, subscription.group)
         self._free: deque[Slot] = deque()
+        self._used: set[Slot] = set()
+        self._distrusted: set[Slot] = set()
+        """Of those in use: the server may hold more under their names than we know."""
         self._slots = 0
         self._lost: list[Slot] = []
         self._ahead: deque[Delivery] = deque()
@@ -111,6 +114,7 @@ class SharedFeed:
         return self._suspect is None
 
     async def _fill(self, limit: int, wait_s: float) -> None:
+        wire = await self._connect(wait_s)
         try:
             await self._put_aside()
             while self._lost:
@@ -127,7 +131,7 @@ class SharedFeed:
             return
         slot = self._free.popleft() if self._free else self._new_slot()
         try:
-            reply = await self._read(slot, min(max(limit // self._packed, 1), self._fit), wait_s)
+            reply = await self._read(wire, slot, min(max(limit // self._packed, 1), self._fit), wait_s)
         except ServerSaid as e:
             self._free.append(slot)
             if e.code != "NOGROUP":
@@ -140,6 +144,7 @@ class SharedFeed:
         if not reply:
             self._free.append(slot)
             return
+        self._used.add(slot)
         sizes = [len(fields[-1]) for _, entries in reply for _, fields in entries[::_SAMPLE]]
         self._fit = max(self._sub.read_bytes * len(sizes) // (sum(sizes) + 1), 1)
         for stream, entries in reply:
@@ -154,18 +159,33 @@ class SharedFeed:
         self._slots += 1
         return Slot(b"%b/%d" % (self._sub.consumer.encode(), self._slots), self._own, self._keys)
 
-    async def _read(self, slot: Slot, limit: int, wait_s: float) -> Any:
+    async def _connect(self, wait_s: float) -> Wire:
+        """The connection for reads.
+
+        Who answers on a new one may be another server, which has not heard of our last commits: what it holds under the names of our slots
+        is looked at again.
+        """
         if self._wire is None or self._wire.closed is not None:
+            if self._wire is not None:
+                self._lost += self._free
+                self._free.clear()
+                self._distrusted |= self._used
             self._wire = await self._client.open(self._own.stream, self._client.settings.request_s + wait_s)
             self._wire_id = await self._wire.send(pack(("CLIENT", "ID")))
+        return self._wire
+
+    async def _read(self, wire: Wire, slot: Slot, limit: int, wait_s: float) -> Any:
         words: tuple[bytes | str | int, ...] = ("XREADGROUP", "GROUP", self._group, slot.name, "COUNT", limit)
         if wait_s > 0:
             words += ("BLOCK", max(int(wait_s * 1000), 1))
-        self._reading = self._wire.send(pack((*words, "STREAMS", self._own.stream, self._keys.retry, ">", ">")))
+        self._reading = wire.send(pack((*words, "STREAMS", self._own.stream, self._keys.retry, ">", ">")))
         if self._closed is not None or self.dead_workers or self._lost:
             self._unblock()
         try:
             return await self._reading
+        except NotConnected:  # also when the partition lives elsewhere by now
+            wire.close()
+            raise
         finally:
             self._reading = None
 
@@ -190,6 +210,8 @@ class SharedFeed:
             raise
         if lost is None:
             self.dead_workers = bool(taken)
+        if taken:
+            self._used.add(slot)
         for deliveries, deaths in taken:
             if deaths >= limits.deaths_max:
                 reason = b"%d workers that held it died" % deaths
@@ -222,7 +244,13 @@ class SharedFeed:
 
     def _freed(self, slot: Slot) -> None:
         """All that this slot held is settled."""
-        self._free.append(slot)
+        self._used.discard(slot)
+        if slot in self._distrusted:
+            self._distrusted.discard(slot)
+            self._lost.append(slot)
+            self._unblock()
+        else:
+            self._free.append(slot)
         if slot is self._suspect:
             self._suspect = None
             self._cleared.set()

@@ -103,7 +103,9 @@ async def a_failed_event_is_not_overtaken_while_another_key_is_at_work(stage: St
     seen = [b for b in bodies(await feed.take(10, 0.5)) if b is not None]
     for early, late in ((b"a1", b"a0"), (b"c1", b"c0")):
         ahead = early in seen and late not in seen[: seen.index(early)]
-        expect(not ahead, f"{early.decode()} was given out before {late.decode()}, which was to be handled again: {seen}")
+        expect(
+            not ahead, f"{early.decode()} was given out before {late.decode()}, which was to be handled again: {seen}"
+        )
 
 
 async def what_waits_in_order_survives_its_worker(stage: Stage) -> None:

@@ -4,11 +4,11 @@
 --       5 the event that is tried alone now, or '' (renew)
 -- take:  {1, token, cursor, now ms, workers that died at this cursor, the event that was tried alone when the last of them died or '', how many died of it};
 --        {0, ms until the lease of its holder ends, holder}
--- renew: {1, now ms}
+-- renew: {1, now ms, commits that are known here: fewer than were answered if the server has forgotten some}
 -- give:  {1}
 -- Errors: FENCED (another worker has it), NOGROUP (there is no record in ordered mode).
 local call = redis.call
-local record = call('HMGET', KEYS[1], 'mode', 'owner', 'token', 'until', 'cursor', 'trying', 'suspect', 'deaths', 'crashed', 'crashes')
+local record = call('HMGET', KEYS[1], 'mode', 'owner', 'token', 'until', 'cursor', 'trying', 'suspect', 'deaths', 'crashed', 'crashes', 'commits')
 if record[1] ~= 'ordered' then return redis.error_reply('NOGROUP the group is not there in ordered mode') end
 local t = call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
@@ -34,4 +34,4 @@ if ARGV[1] == 'give' then
   return {1}
 end
 call('HSET', KEYS[1], 'until', fmt('%d', now + ARGV[3]), 'trying', ARGV[5])
-return {1, now}
+return {1, now, tonumber(record[11] or 0)}
