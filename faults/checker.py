@@ -151,7 +151,7 @@ def _ledgers(verdict: Verdict, history: History, events: int) -> None:
     if history.sql:
         found["orders", "books"] = (events, len(history.books), 0)
         found["orders", "bank"] = (events, len(history.transfers), 0)
-    said = {(l.topic, l.group): (l.published, l.handled, l.dead) for l in history.ledgers}
+    said = {(l.topic, l.group): (l.published, l.handled - l.replayed, l.dead) for l in history.ledgers}
     wrong = [
         f"{topic}/{group} says (published, handled, dead) = {said.get((topic, group))}, found {counts}"
         for (topic, group), counts in found.items()

@@ -22,6 +22,8 @@ class Ledger(Struct):
     topic: str
     group: str
     published: int
+    replayed: int
+    """What an earlier life of the group had set aside, when it was started anew: handled once more."""
     handled: int
     dead: int
     pending: int

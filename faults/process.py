@@ -21,6 +21,8 @@ _POLL_S: Final = 0.02
 _RESTART_S: Final = 0.5
 """How long it takes at most until a dead one is started again."""
 
+_REFUSED: Final = "replicas is 0"
+
 WORDS: Final[Mapping[str, tuple[str, ...]]] = {
     "direct": ("faults.publish", "direct"),
     "named": ("faults.publish", "named"),
@@ -81,7 +83,7 @@ class Member:
     def last_words(self) -> str:
         """The end of its log."""
         text = self._log.read_text(errors="replace") if self._log.exists() else ""
-        return " / ".join(text[-2_000:].splitlines()[-4:])
+        return " / ".join(text[-2_000:].splitlines()[-3:])
 
     def send(self, number: signal.Signals) -> None:
         """Sends a signal to this life; one that ends it is an end that was asked for."""
@@ -129,6 +131,8 @@ class Crew:
     def _note(self, member: Member) -> None:
         if member.expected or not member.lives or self.lenient or member.code == -signal.SIGUSR1:
             return
+        if _REFUSED in member.last_words.rpartition(" / headrace: ")[2] and member.code == 2:  # noqa: PLR2004 - wrong configuration
+            return  # as documented: level `quorum` does not begin without a replica
         self._tell(f"{member.name} ended by itself with {member.code}")
         self.ended.append(f"{member.name} ended by itself with {member.code}: {member.last_words}")
 

@@ -162,8 +162,9 @@ class Relay:
     async def _leave(self) -> None:
         """Gives the lease up, so that another relay can begin at once."""
         with contextlib.suppress(exc.DBAPIError, exc.TimeoutError, OSError):
-            await self._deafen()
-            await self._do(self._give_up)
+            async with asyncio.timeout(limits.connect_s):
+                await self._deafen()
+                await self._do(self._give_up)
 
     def _give_up(self, connection: Connection) -> None:
         connection.execute(update(self._state).where(self._state.c.holder == self._me).values(until=0.0))
@@ -199,5 +200,6 @@ class Relay:
 
     async def _wait(self) -> None:
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._woken.wait(), limits.relay_poll_s)
+            async with asyncio.timeout(limits.relay_poll_s):
+                await self._woken.wait()
         self._woken.clear()

@@ -79,7 +79,8 @@ class Pump:
         if self._uncommitted:
             self._settled_all.clear()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._settled_all.wait(), wait_s)
+                async with asyncio.timeout(wait_s):
+                    await self._settled_all.wait()
         for lane in self._lanes:
             lane.task.cancel()
         for commit in self._commits:

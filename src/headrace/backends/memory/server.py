@@ -99,7 +99,8 @@ class MemoryServer:
             await waiter
         else:
             with contextlib.suppress(TimeoutError):  # it is time: the caller looks again
-                await asyncio.wait_for(waiter, max(min(moments) - self.now(), 0.001))
+                async with asyncio.timeout(max(min(moments) - self.now(), 0.001)):
+                    await waiter
 
     def _next_lease_end(self) -> float | None:
         workers = [w for t in self.topics.values() for g in t.groups.values() for w in g.workers.values()]

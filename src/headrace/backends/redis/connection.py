@@ -138,7 +138,8 @@ async def open_wire(place: Place, connect_s: float, where: str, silence_s: float
     except TypeError as e:
         raise ConfigurationError(f"url: {where}: unknown option ({e})") from None
     try:
-        await asyncio.wait_for(connection.connect(), connect_s)  # type: ignore[no-untyped-call]
+        async with asyncio.timeout(connect_s):
+            await connection.connect()  # type: ignore[no-untyped-call]
     except BaseException as e:
         with contextlib.suppress(Exception):  # it never was a connection; the reason is in `e`
             await connection.disconnect(nowait=True)

@@ -181,7 +181,8 @@ class OrderedFeed:
         self._leases.stop()
         self._reading.wake()
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._taking.acquire(), 2.0)  # the read has ended
+            async with asyncio.timeout(2.0):
+                await self._taking.acquire()  # the read has ended
             self._taking.release()
         self._reading.close()
         await asyncio.gather(*(self._let_go(h) for h in list(self._leases.held.values())))

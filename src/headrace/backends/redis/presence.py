@@ -87,7 +87,8 @@ class Presence:
         renewed = swept = self._loop.time()
         while True:
             try:
-                await asyncio.wait_for(self._wake.wait(), max(self._next - self._loop.time(), 0.001))
+                async with asyncio.timeout(max(self._next - self._loop.time(), 0.001)):
+                    await self._wake.wait()
             except TimeoutError:
                 pass  # the usual case: it is time
             else:

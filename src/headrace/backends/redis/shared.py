@@ -108,7 +108,8 @@ class SharedFeed:
     async def _clear(self, wait_s: float) -> bool:
         """Waits until the suspect is settled; False: it is still at work."""
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._cleared.wait(), wait_s)
+            async with asyncio.timeout(wait_s):
+                await self._cleared.wait()
         if self._closed is not None:
             raise self._closed
         return self._suspect is None
@@ -272,7 +273,8 @@ class SharedFeed:
         self._cleared.set()
         self._unblock()
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._taking.acquire(), 2.0)  # the read has ended
+            async with asyncio.timeout(2.0):
+                await self._taking.acquire()  # the read has ended
             self._taking.release()
         if self._wire is not None:
             self._wire.close()
