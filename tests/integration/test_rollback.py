@@ -103,3 +103,29 @@ def test_what_was_set_aside_again_is_not_passed_over(server: Server) -> None:
         assert seen == [b"0", b"4", b"8"]
 
     playing(server, play)
+
+
+def test_an_event_that_only_the_old_server_had_has_no_effect_of_its_own(server: Server) -> None:
+    """It was read before the replica had it; its publisher sends it again, and that one is handled."""
+
+    async def play(backend: RedisBackend, past: Past) -> None:
+        feed = await backend.subscribe(Subscription(ORDERS, "g", "w", lease_s=1.0, ordered=True))
+        assert not await feed.commit(await taken(feed, COUNT))
+        await asyncio.to_thread(past.remember)
+        server.command("XADD", "orders.0", "*", "id", "late", "key", "key0", "data", "late")
+        (early,) = await taken(feed, 1)
+        await asyncio.to_thread(past.return_to)
+        while True:
+            try:
+                effect = Settlement(early, effects=[(b"INCRBY", b"effects", b"1")])
+                assert await feed.commit([effect]), "nothing was settled"
+                break
+            except NotConnected:
+                await asyncio.sleep(0.02)
+        assert server.command("GET", "effects") is None
+        server.command("XADD", "orders.0", "*", "id", "late", "key", "key0", "data", "late")
+        (again,) = await taken(feed, 1)
+        assert not await feed.commit([Settlement(again, effects=[(b"INCRBY", b"effects", b"1")])])
+        assert server.command("GET", "effects") == b"1"
+
+    playing(server, play)

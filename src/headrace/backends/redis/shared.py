@@ -119,8 +119,9 @@ class SharedFeed:
         try:
             await self._put_aside()
             while self._lost:
-                await self._claim(limit, self._lost[-1])
-                self._lost.pop()
+                lost = self._lost[-1]
+                await self._claim(limit, lost)
+                self._lost.remove(lost)  # meanwhile others may have come
             if self.dead_workers and not self._ahead:
                 await self._claim(limit, None)
         except ServerSaid as e:

@@ -10,7 +10,7 @@
 --       commit, and
 --         P delay-ms argc fields...                                          set aside: to the retry stream, with the time when it is due
 -- Returns {1, commits of all leases} or {2, index (from 0) of an event whose writes cannot be made, place of the write, why}: then nothing was written.
--- Errors: FENCED (another worker has the lease), CURSOR (the cursor is elsewhere, or the server has forgotten commits: a failover or restore), BACKPRESSURE (an output's topic is at its cap), GREW (as in commit), NOGROUP. Then
+-- Errors: FENCED (another worker has the lease), CURSOR (the cursor is elsewhere, the entry is not there, or the server has forgotten commits: a failover or restore), BACKPRESSURE (an output's topic is at its cap), GREW (as in commit), NOGROUP. Then
 --         nothing was written.
 local call, source, group = redis.call, KEYS[1], ARGV[1]
 -- include writes
@@ -19,6 +19,9 @@ if record[1] ~= ARGV[2] then return redis.error_reply('FENCED ' .. (call('HGET',
 local moves = ARGV[3] ~= ARGV[4]
 local done = moves and record[2] == ARGV[4]                     -- a repeated call: its answer was lost
 if moves and not done and record[2] ~= ARGV[3] then return redis.error_reply('CURSOR ' .. (record[2] or 'lost')) end
+if moves and not done and #call('XRANGE', source, ARGV[4], ARGV[4]) == 0 then  -- read from a server that failed over before it had copied it
+  return redis.error_reply('CURSOR there is no entry ' .. ARGV[4])
+end
 local commits = tonumber(record[4] or 0)
 if commits < tonumber(ARGV[11]) then return redis.error_reply('CURSOR only ' .. commits .. ' commits are known here, of ' .. ARGV[11]) end
 local nm, nk = tonumber(ARGV[9]), tonumber(ARGV[10])
