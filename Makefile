@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo test check bench clean install
+.PHONY: help demo test check bench faults clean install
 .DEFAULT_GOAL := help
 
 help: ## what can be made
@@ -31,6 +31,10 @@ check: $(STAMP) ## lint, format, types
 bench: $(STAMP) ## what it costs, with yardsticks beside it (QUICK=1: a minute; PEERS="faststream taskiq dramatiq")
 	@bash tools/servers.sh
 	@$(BIN)/python -m bench $(if $(QUICK),--quick) $(if $(PEERS),--peers "$(PEERS)") $(ARGS)
+
+faults: $(STAMP) ## attacks the whole product and says what became of every event (MINUTES=5; MUTANTS=1: broken builds; PEERS=1: other libraries)
+	@bash tools/servers.sh
+	@$(BIN)/python -m faults$(if $(MUTANTS),.mutants)$(if $(PEERS),.peers) $(if $(MINUTES),--minutes $(MINUTES)) $(ARGS)
 
 clean: ## removes what was installed or cached
 	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache dist

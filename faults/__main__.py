@@ -38,6 +38,8 @@ def main() -> int:
     parser.add_argument(
         "--fsync", choices=("always", "everysec"), default="always", help="everysec is expected to fail"
     )
+    parser.add_argument("--bound", type=float, default=campaign.BOUND_S, help="seconds after which an event is stuck")
+    parser.add_argument("--this-release", action="store_true", help="no rolling upgrade")
     parser.add_argument("--keep", type=Path, help="where the histories of rounds that were not clean go")
     parser.add_argument("--report", type=Path, help="writes the report there, too")
     args = parser.parse_args()
@@ -45,7 +47,7 @@ def main() -> int:
     folder = Path(tempfile.mkdtemp(prefix="hf-"))
     folder.chmod(0o755)
     rounds: list[Round] = []
-    with _setup(folder, args.fsync) as (setup, not_run):
+    with _setup(folder, args) as (setup, not_run):
         _show(f"seed {seed}")
         try:
             for result in _rounds(setup, seed, args, not_run):
@@ -71,13 +73,14 @@ def main() -> int:
 
 
 @contextlib.contextmanager
-def _setup(folder: Path, fsync: str) -> Iterator[tuple[Setup, list[str]]]:
+def _setup(folder: Path, args: argparse.Namespace) -> Iterator[tuple[Setup, list[str]]]:
     """What this machine has, and what it lacks."""
     not_run = []
-    shim, previous = disk.build(folder), previous_release(ROOT, folder)
+    shim = disk.build(folder)
+    previous = None if args.this_release else previous_release(ROOT, folder)
     if shim is None:
         not_run.append("slow, full and forgetful disks, wrong clocks: there is no C compiler")
-    if previous is None:
+    if previous is None and not args.this_release:
         not_run.append("rolling upgrade: this is no git checkout with an earlier release")
     with contextlib.ExitStack() as stack:
         try:
@@ -85,7 +88,7 @@ def _setup(folder: Path, fsync: str) -> Iterator[tuple[Setup, list[str]]]:
         except pytest.skip.Exception as e:
             postgres = None
             not_run.append(f"everything in SQL: {e.msg}")
-        yield Setup(folder, shim, previous, postgres, fsync), not_run
+        yield Setup(folder, shim, previous, postgres, args.fsync, args.bound), not_run
 
 
 def _rounds(setup: Setup, seed: int, args: argparse.Namespace, not_run: list[str]) -> Iterator[Round]:

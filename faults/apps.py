@@ -99,7 +99,7 @@ class Misdeeds:
             if word == "hang":
                 await asyncio.sleep(3_600)
             elif word == "block":
-                time.sleep(1.5 * LEASE_S)  # noqa: ASYNC251 - the bug that is meant
+                time.sleep(1.5 * LEASE_S)
         elif random.random() < 0.1:
             await asyncio.sleep(random.random() * 0.02)
 

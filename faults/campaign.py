@@ -146,7 +146,7 @@ async def _suffer(world: World, plan: Sequence[tuple[float, Kind, int]], show: C
 async def _settle(world: World) -> list[Ledger]:
     """Publishers end, and everything that is under way is handled; returns the ledgers of that moment, or of the end of patience."""
     await world.crew.dismiss(world.crew.of(*PUBLISHERS), STOP_S)
-    end = time.monotonic() + BOUND_S
+    end = time.monotonic() + world.setup.bound_s
     before: list[Ledger] = []
     ledgers: list[Ledger] = []
     while time.monotonic() < end:
@@ -155,7 +155,7 @@ async def _settle(world: World) -> list[Ledger]:
         if (
             ledgers
             and ledgers == before
-            and not any(l.open for l in ledgers)
+            and not any(one.open for one in ledgers)
             and not await asyncio.to_thread(world.outbox)
         ):
             await asyncio.sleep(1.0)  # whoever would still write something it must not does it now

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from itertools import pairwise
 
 from msgspec import Struct, field
 
@@ -62,7 +63,7 @@ def check(history: History) -> Verdict:
     _order(verdict, "the topic", _by_key(history.log))
 
     expected = set(log)
-    open_in = {(l.topic, l.group): l.open for l in history.ledgers}
+    open_in = {(one.topic, one.group): one.open for one in history.ledgers}
     kept = {pair for pair in expected if not rejected(pair)}
     tally = Counter({_pair(name): count for name, count in history.tally.items()})
     _effects(verdict, "tally", tally, kept, open_in.get(("orders", "tally"), 0))
@@ -96,7 +97,7 @@ def _order(verdict: Verdict, where: str, by_key: Mapping[str, list[int]]) -> Non
     for key, numbers in by_key.items():
         once = list(dict.fromkeys(numbers))
         if not key.endswith(LATE):
-            turned = [f"{key} {b} after {a}" for a, b in zip(once, once[1:], strict=False) if b < a]
+            turned = [f"{key} {b} after {a}" for a, b in pairwise(once) if b < a]
             verdict.add("reordered", where, turned)
 
 
@@ -151,14 +152,16 @@ def _ledgers(verdict: Verdict, history: History, events: int) -> None:
     if history.sql:
         found["orders", "books"] = (events, len(history.books), 0)
         found["orders", "bank"] = (events, len(history.transfers), 0)
-    said = {(l.topic, l.group): (l.published, l.handled - l.replayed, l.dead) for l in history.ledgers}
+    said = {(one.topic, one.group): (one.published, one.handled - one.replayed, one.dead) for one in history.ledgers}
     wrong = [
         f"{topic}/{group} says (published, handled, dead) = {said.get((topic, group))}, found {counts}"
         for (topic, group), counts in found.items()
         if said.get((topic, group)) != counts
     ]
     verdict.add("unbalanced", "what the product says", wrong)
-    verdict.add("unbalanced", "missing", [f"{l.topic}/{l.group}: {l.missing}" for l in history.ledgers if l.missing])
+    verdict.add(
+        "unbalanced", "missing", [f"{one.topic}/{one.group}: {one.missing}" for one in history.ledgers if one.missing]
+    )
 
 
 def _pair(name: str) -> Pair:

@@ -131,7 +131,7 @@ class Crew:
     def _note(self, member: Member) -> None:
         if member.expected or not member.lives or self.lenient or member.code == -signal.SIGUSR1:
             return
-        if _REFUSED in member.last_words.rpartition(" / headrace: ")[2] and member.code == 2:  # noqa: PLR2004 - wrong configuration
+        if _REFUSED in member.last_words.rpartition(" / headrace: ")[2] and member.code == 2:
             return  # as documented: level `quorum` does not begin without a replica
         self._tell(f"{member.name} ended by itself with {member.code}")
         self.ended.append(f"{member.name} ended by itself with {member.code}: {member.last_words}")

@@ -15,7 +15,6 @@ import random
 import signal
 import sys
 import time
-from pathlib import Path
 from typing import Final
 
 from sqlalchemy import text

@@ -15,10 +15,13 @@ def render(rounds: Sequence[Round], seed: int, not_run: Sequence[str]) -> str:
     """Verdict, rounds by site, faults by kind, and what could not be done on this machine."""
     faults = sum((r.faults for r in rounds), Counter[str]())
     bad = [r for r in rounds if not r.clean]
-    lines = [
+    headline = (
         f"{'CLEAN' if not bad else 'NOT CLEAN'}: {faults.total():,} faults, {sum(r.verdict.events for r in rounds):,} events, "
         f"{sum(r.verdict.handled for r in rounds):,} effects, {len(rounds)} rounds, "
-        f"{sum(r.seconds for r in rounds) / 60:.0f} minutes, seed {seed}; Python {platform.python_version()}, {sys.platform}",
+        f"{sum(r.seconds for r in rounds) / 60:.0f} minutes, seed {seed}; Python {platform.python_version()}, {sys.platform}"
+    )
+    lines = [
+        headline,
         "",
         *_sites(rounds),
         "",

@@ -8,7 +8,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import redis
 
@@ -60,12 +60,15 @@ class Single:
             }
         stack.enter_context(self.server)
         self.version = self._version()
-        self.proxies = {name: stack.enter_context(Proxy(self.server.url)) for name in ("publisher", "relay", "worker")}
+        self.proxies: dict[str, Proxy] = {
+            name: stack.enter_context(Proxy(self.server.url)) for name in ("publisher", "relay", "worker")
+        }
         self.url = self.server.url
 
     def _version(self) -> str:
-        info = self.servers()[0].info("server")
-        return f"{self.name} {info.get('valkey_version') or info['redis_version']}"
+        info: Any = self.servers()[0].info("server")
+        version: str = info.get("valkey_version") or info["redis_version"]
+        return f"{self.name} {version}"
 
     def url_for(self, role: str) -> str:
         """Publishers share a proxy, relays do, and workers."""
@@ -95,7 +98,8 @@ class Many:
         self.name, self.durability = kind, "quorum"
         make = cluster if kind == "cluster" else sentinel
         self.fleet: Fleet = stack.enter_context(make.start(folder / kind, replicas=1, wait_s=60))
-        self.url, self.version = self.fleet.url, f"{kind}, {self.fleet.version}"
+        self.url: str = self.fleet.url
+        self.version = f"{kind}, {self.fleet.version}"
 
     def url_for(self, role: str) -> str:  # noqa: ARG002 - all go there directly
         """See Site."""
@@ -146,7 +150,7 @@ def previous_release(repository: Path, folder: Path) -> Path | None:
     found = subprocess.run(
         [*git, "log", "-2", "--format=%H", "--", "src"], check=False, capture_output=True, text=True
     ).stdout.split()
-    if not found or (not changed and len(found) < 2):  # noqa: PLR2004 - the last one and the one before
+    if not found or (not changed and len(found) < 2):
         return None
     commit = found[0] if changed else found[1]
     target = folder / "previous"

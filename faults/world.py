@@ -18,6 +18,7 @@ import psycopg
 from msgspec import Struct
 
 from faults import history, site
+from faults.disk import Knobs
 from faults.history import History, Ledger
 from faults.process import ROOT, SOURCES, Crew, Member
 from faults.site import Many, Single
@@ -46,6 +47,8 @@ class Setup(Struct, frozen=True):
     postgres: Postgres | None
     """None: no PostgreSQL is installed, and no SQL."""
     fsync: str = "always"
+    bound_s: float = 45.0
+    """An event that is not settled so long after the last fault is stuck."""
 
 
 class World:
@@ -60,7 +63,7 @@ class World:
         self.began = time.monotonic()
         self.lines: list[str] = []
         """What happened, with seconds since the beginning."""
-        self.knobs: dict[str, site.disk.Knobs] = {}
+        self.knobs: dict[str, Knobs] = {}
         """Clocks of workers, by their names."""
 
     def tell(self, line: str) -> None:
@@ -83,7 +86,7 @@ class World:
                     "FAULTS_DIR": str(self.folder),
                 }
                 if self.setup.shim is not None:
-                    self.knobs[name] = site.disk.Knobs(self.folder / f"{name}.knobs")
+                    self.knobs[name] = Knobs(self.folder / f"{name}.knobs")
                     environment |= {
                         "LD_PRELOAD": str(self.setup.shim),
                         "FAULTS_CONTROL": str(self.knobs[name].path),
