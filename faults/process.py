@@ -21,7 +21,8 @@ _POLL_S: Final = 0.02
 _RESTART_S: Final = 0.5
 """How long it takes at most until a dead one is started again."""
 
-_REFUSED: Final = "replicas is 0"
+_REFUSED: Final = ("replicas is 0", "role is replica")
+"""What a program that begins in the middle of a failover is told, as documented."""
 
 WORDS: Final[Mapping[str, tuple[str, ...]]] = {
     "direct": ("faults.publish", "direct"),
@@ -131,8 +132,9 @@ class Crew:
     def _note(self, member: Member) -> None:
         if member.expected or not member.lives or self.lenient or member.code == -signal.SIGUSR1:
             return
-        if _REFUSED in member.last_words.rpartition(" / headrace: ")[2] and member.code == 2:
-            return  # as documented: level `quorum` does not begin without a replica
+        last = member.last_words.rpartition(" / headrace: ")[2]
+        if member.code == 2 and any(reason in last for reason in _REFUSED):
+            return
         self._tell(f"{member.name} ended by itself with {member.code}")
         self.ended.append(f"{member.name} ended by itself with {member.code}: {member.last_words}")
 

@@ -182,6 +182,27 @@ def test_a_read_under_way_brings_nothing_of_a_key_that_is_stopped_meanwhile(serv
     playing(server, play)
 
 
+def test_who_takes_events_one_by_one_leaves_the_event_loop_to_their_handlers(server: Server) -> None:
+    async def play(backend: RedisBackend) -> None:
+        route = Route("orders")
+        await backend.publish(route, keyed(("a", "a0"), ("b", "b0"), ("c", "c0")))
+        feed = await backend.subscribe(Subscription(route, "g", "w", lease_s=5.0, ordered=True))
+        assert isinstance(feed, OrderedFeed)
+        (holding,) = feed._leases.held.values()
+        holding.careful = 10  # as after two deaths
+        (first,) = await feed.take(10, 0.5)
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        more = asyncio.ensure_future(feed.take(10, 5.0))
+        await asyncio.sleep(0.05)
+        assert loop.time() - began < 2.5, "it stood still until the lease was over"
+        assert not await feed.commit([first])
+        (second,) = await more or await take(feed, 1)
+        assert [first.fields[-1], second.fields[-1]] == [b"a0", b"b0"]
+
+    playing(server, play)
+
+
 def test_stop_keeps_the_partition_where_it_is(server: Server) -> None:
     async def play(backend: RedisBackend) -> None:
         route = Route("orders")

@@ -98,14 +98,17 @@ class Advance:
 
     # One partition
 
-    async def flush(self, holding: Holding) -> list[Unsettled]:
-        """Writes what can be written of a partition. Raises NotConnected, Overloaded, Refused, Closed; then it can be repeated."""
+    async def flush(self, holding: Holding, *, tell: bool = True) -> list[Unsettled]:
+        """Writes what can be written of a partition; `tell`: whether to say that there may be something to give out.
+
+        Raises NotConnected, Overloaded, Refused, Closed; then it can be repeated.
+        """
         async with holding.flushing:
             while not holding.lost:
                 holding.collect()
                 if not holding.ready and not holding.aside:
                     holding.look_empty()
-                    if holding.next < len(holding.hand):
+                    if tell and holding.next < len(holding.hand):
                         self._settled(holding)
                     return []
                 if unsettled := await self._send(holding):

@@ -114,7 +114,7 @@ class OrderedFeed:
 
     async def _give_alone(self, holding: Holding) -> list[Delivery]:
         """One event, with its name left on the server: should it kill this worker, too, the next one knows."""
-        await self._settle_now(holding)
+        await self._settle_now(holding, tell=False)
         if holding.lost or holding.next or holding.out or holding.flushing.locked():
             return []
         now_ms = self._loop.time() * 1000 + holding.behind_ms
@@ -165,10 +165,10 @@ class OrderedFeed:
         if holding.lines or holding.careful or holding.next < len(holding.hand) or holding not in self._readable:
             self._reading.wake()
 
-    async def _settle_now(self, holding: Holding) -> None:
+    async def _settle_now(self, holding: Holding, *, tell: bool = True) -> None:
         """Writes what can be written; what cannot be now is written with the next commit."""
         with contextlib.suppress(BackendError):
-            await self._advance.flush(holding)
+            await self._advance.flush(holding, tell=tell)
 
     # Leaving
 

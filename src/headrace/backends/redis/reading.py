@@ -46,6 +46,7 @@ class Reading:
         """What comes within `wait_s` goes to the holdings; returns as soon as something has come, or `wake` was called. Raises as reads do."""
         if self._woken.is_set():
             self._woken.clear()
+            await asyncio.sleep(0)  # however often somebody wakes: others have their turn
             return
         by_source: dict[str, list[Holding]] = {}
         for holding in holdings:
