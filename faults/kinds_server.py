@@ -79,7 +79,10 @@ async def _power_lost(world: World, _chance: random.Random) -> str:
 
 
 async def _torn(world: World, chance: random.Random) -> str:
-    return await _die_in_fsync(world, chance.uniform(0.05, 0.98))
+    """And a second crash soon after: what a careless server appends behind half a transaction is lost then."""
+    said = await _die_in_fsync(world, chance.uniform(0.05, 0.98))
+    await asyncio.sleep(1.0)
+    return f"{said}; {await _killed(world, chance)}"
 
 
 async def _slow_disk(world: World, chance: random.Random) -> str:
@@ -141,11 +144,12 @@ async def _half_open(world: World, chance: random.Random) -> str:
     return f"connections of {name}s silent for {seconds} s"
 
 
-def _one_call(*faults: Fault) -> Act:
+def _one_call(name: str, *faults: Fault) -> Act:
+    """Most often of a script, which is where something is written."""
+
     async def act(world: World, chance: random.Random) -> str:
-        name, fault = chance.choice(sorted(_single(world).proxies)), chance.choice(faults)
-        proxy, nth = _single(world).proxies[name], chance.randrange(1, 12)
-        when = chance.choice((anything, command("EVALSHA")))
+        proxy, fault, nth = _single(world).proxies[name], chance.choice(faults), chance.randrange(1, 8)
+        when = chance.choice((anything, command("EVALSHA"), command("EVALSHA")))
         await asyncio.to_thread(proxy.fail, fault, nth, when)
         fired = await asyncio.to_thread(proxy.fired.wait, 4.0)
         await asyncio.to_thread(proxy.fail, None)
@@ -216,8 +220,21 @@ KINDS: Final = (
     Kind("file rewritten", _rewritten, _SITES),
     Kind("connections cut", _cut, _SITES),
     Kind("half-open connections", _half_open, _SITES),
-    Kind("lost reply", _one_call(Fault.LOSE_REPLY, Fault.TEAR_REPLY), _SITES),
-    Kind("lost request", _one_call(Fault.LOSE_REQUEST, Fault.TEAR_REQUEST), _SITES),
+    *(
+        Kind(
+            f"reply to a {name} lost", _one_call(name, Fault.LOSE_REPLY, Fault.TEAR_REPLY), _SITES, sql=name == "relay"
+        )
+        for name in ("publisher", "relay", "worker")
+    ),
+    *(
+        Kind(
+            f"request of a {name} lost",
+            _one_call(name, Fault.LOSE_REQUEST, Fault.TEAR_REQUEST),
+            _SITES,
+            sql=name == "relay",
+        )
+        for name in ("publisher", "relay", "worker")
+    ),
     Kind("publisher dies between sending and reply", _dies_between, _SITES),
     Kind("group destroyed", _group_destroyed, _SITES, sql=True),
     Kind("topic grown", _grown, _SITES),

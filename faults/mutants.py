@@ -36,6 +36,8 @@ class Mutant(Struct, frozen=True):
     old: str
     new: str
     site: str = "valkey"
+    also: tuple[tuple[str, str], ...] = ()
+    """Further changes in the same file."""
 
 
 _SCRIPTS: Final = "backends/redis/scripts"
@@ -102,6 +104,7 @@ MUTANTS: Final = (
         f"{_SCRIPTS}/advance.lua",
         "if moves and not done and record[2] ~= ARGV[3] then return",
         "if false then return",
+        also=(("if record[1] ~= ARGV[2] then return", "if false then return"),),
     ),
     Mutant(
         "the cursor moves over what is read, not over what is handled",
@@ -116,10 +119,10 @@ MUTANTS: Final = (
         "            pass\n",
     ),
     Mutant(
-        "what was set aside does not hold up its key",
-        "backends/redis/holding.py",
-        "            if later.key == key and not self._is_going_aside(later):\n",
-        "            if later.key == key and self.lost:\n",
+        "a read under way is not looked through again",
+        "backends/redis/ordered.py",
+        "given = _in_order(await self._give(holdings, limit))",
+        "given = await self._give(holdings, limit)",
     ),
     Mutant(
         "the inbox takes every event as new",
@@ -160,9 +163,11 @@ def build(mutant: Mutant, folder: Path) -> Path:
     if mutant.old:
         path = folder / "src" / "headrace" / mutant.file
         text = path.read_text()
-        if text.count(mutant.old) != 1:
-            raise ValueError(f"{mutant.name}: {mutant.file} has changed; the mutant must follow")
-        path.write_text(text.replace(mutant.old, mutant.new))
+        for old, new in ((mutant.old, mutant.new), *mutant.also):
+            if text.count(old) != 1:
+                raise ValueError(f"{mutant.name}: {mutant.file} has changed; the mutant must follow")
+            text = text.replace(old, new)
+        path.write_text(text)
     return folder / "src"
 
 
