@@ -38,6 +38,7 @@ def main() -> int:
     parser.add_argument(
         "--fsync", choices=("always", "everysec"), default="always", help="everysec is expected to fail"
     )
+    parser.add_argument("--kinds", default="", help="only faults whose names match this")
     parser.add_argument("--bound", type=float, default=campaign.BOUND_S, help="seconds after which an event is stuck")
     parser.add_argument("--this-release", action="store_true", help="no rolling upgrade")
     parser.add_argument("--keep", type=Path, help="where the histories of rounds that were not clean go")
@@ -98,7 +99,7 @@ def _rounds(setup: Setup, seed: int, args: argparse.Namespace, not_run: list[str
     while True:
         site = campaign.SITES[number % len(campaign.SITES)]
         if (args.site in (None, site) or args.round is not None) and site not in absent:
-            plan = campaign.schedule(seed, number, site, campaign.available(setup, site), args.faults)
+            plan = campaign.schedule(seed, number, site, campaign.available(setup, site, args.kinds), args.faults)
             try:
                 yield asyncio.run(campaign.play(setup, number, site, plan, _show))
             except ServerAbsent as e:

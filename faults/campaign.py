@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import re
 import shutil
 import signal
 import time
@@ -55,12 +56,13 @@ class Round(Struct):
         return self.verdict.clean and not self.ended
 
 
-def available(setup: Setup, site: str) -> list[Kind]:
+def available(setup: Setup, site: str, names: str = "") -> list[Kind]:
     """The kinds that this machine and this place can have."""
     return [
         kind
         for kind in KINDS
         if site in kind.sites
+        and re.search(names, kind.name)
         and (setup.shim is not None or not kind.shim)
         and (setup.postgres is not None or not kind.sql)
         and (setup.previous is not None or not kind.git)

@@ -144,16 +144,19 @@ async def _half_open(world: World, chance: random.Random) -> str:
     return f"connections of {name}s silent for {seconds} s"
 
 
-def _one_call(name: str, *faults: Fault) -> Act:
-    """Most often of a script, which is where something is written."""
+def _calls(name: str, *faults: Fault) -> Act:
+    """A few of them, most often of a script, which is where something is written."""
 
     async def act(world: World, chance: random.Random) -> str:
-        proxy, fault, nth = _single(world).proxies[name], chance.choice(faults), chance.randrange(1, 8)
-        when = chance.choice((anything, command("EVALSHA"), command("EVALSHA")))
-        await asyncio.to_thread(proxy.fail, fault, nth, when)
-        fired = await asyncio.to_thread(proxy.fired.wait, 4.0)
-        await asyncio.to_thread(proxy.fail, None)
-        return f"{fault.name} of {name}s, call {nth}{'' if fired else ', which did not come'}"
+        proxy, done = _single(world).proxies[name], []
+        for _ in range(3):
+            fault, nth = chance.choice(faults), chance.randrange(1, 8)
+            when = chance.choice((anything, command("EVALSHA"), command("EVALSHA")))
+            await asyncio.to_thread(proxy.fail, fault, nth, when)
+            fired = await asyncio.to_thread(proxy.fired.wait, 3.0)
+            await asyncio.to_thread(proxy.fail, None)
+            done.append(fault.name if fired else "nothing came")
+        return f"{name}s: {', '.join(done)}"
 
     return act
 
@@ -168,6 +171,19 @@ async def _dies_between(world: World, _chance: random.Random) -> str:
         if member.role != "outbox":
             member.send(signal.SIGKILL)
     return "publishers killed between sending and reply" + ("" if fired else ", which did not come")
+
+
+async def _cold_start(world: World, chance: random.Random) -> str:
+    """Publishers begin, and have events to publish, before their server is there; it goes away again when they have just connected."""
+    site = _single(world)
+    async with world.server_lock:
+        for member in world.crew.of(*PUBLISHERS):
+            member.send(signal.SIGKILL)
+        await asyncio.sleep(chance.uniform(0.9, 1.3))  # the first of them connect
+        await asyncio.to_thread(site.server.kill)
+        await asyncio.sleep(chance.random() * _GONE_S)
+        await asyncio.to_thread(site.start)
+    return "publishers killed, and the server when they began"
 
 
 async def _group_destroyed(world: World, chance: random.Random) -> str:
@@ -221,21 +237,20 @@ KINDS: Final = (
     Kind("connections cut", _cut, _SITES),
     Kind("half-open connections", _half_open, _SITES),
     *(
-        Kind(
-            f"reply to a {name} lost", _one_call(name, Fault.LOSE_REPLY, Fault.TEAR_REPLY), _SITES, sql=name == "relay"
-        )
+        Kind(f"reply to a {name} lost", _calls(name, Fault.LOSE_REPLY, Fault.TEAR_REPLY), _SITES, sql=name == "relay")
         for name in ("publisher", "relay", "worker")
     ),
     *(
         Kind(
             f"request of a {name} lost",
-            _one_call(name, Fault.LOSE_REQUEST, Fault.TEAR_REQUEST),
+            _calls(name, Fault.LOSE_REQUEST, Fault.TEAR_REQUEST),
             _SITES,
             sql=name == "relay",
         )
         for name in ("publisher", "relay", "worker")
     ),
     Kind("publisher dies between sending and reply", _dies_between, _SITES),
+    Kind("publishers begin while the server dies", _cold_start, _SITES),
     Kind("group destroyed", _group_destroyed, _SITES, sql=True),
     Kind("topic grown", _grown, _SITES),
 )

@@ -24,7 +24,8 @@ from msgspec import Struct
 from faults.process import ROOT
 
 LIMIT_S: Final = 90.0
-_FAULTS: Final = 28
+_FAULTS: Final = 48
+"""All kinds once."""
 _STUCK_S: Final = 20.0
 
 
