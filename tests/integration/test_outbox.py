@@ -223,6 +223,11 @@ def test_one_relay_at_a_time_is_at_work(live: Server, database: Database) -> Non
             async with database.transaction() as session:
                 await shop.orders.publish(Order(n, "ann"), sql=session)
         await shop.emptied()
+
+        async def counted() -> bool:
+            return sum(relay.sent for relay in relays) == 10
+
+        await wait_until_async(counted, "the relay has heard of its commit")
         for one in running:
             one.cancel()
         await asyncio.gather(*running, return_exceptions=True)
