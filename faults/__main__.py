@@ -22,7 +22,7 @@ from faults import campaign, disk, report
 from faults.campaign import Round
 from faults.process import ROOT
 from faults.site import SITES, previous_release
-from faults.world import Setup
+from faults.world import BOUND_S, Setup
 from tests.postgres import Postgres
 from tests.servers import ServerAbsent
 
@@ -39,7 +39,7 @@ def main() -> int:
         "--fsync", choices=("always", "everysec"), default="always", help="everysec is expected to fail"
     )
     parser.add_argument("--kinds", default="", help="only faults whose names match this")
-    parser.add_argument("--bound", type=float, default=campaign.BOUND_S, help="seconds after which an event is stuck")
+    parser.add_argument("--bound", type=float, default=BOUND_S, help="seconds after which an event is stuck")
     parser.add_argument("--this-release", action="store_true", help="no rolling upgrade")
     parser.add_argument("--keep", type=Path, help="where the histories of rounds that were not clean go")
     parser.add_argument("--report", type=Path, help="writes the report there, too")

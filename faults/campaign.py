@@ -26,8 +26,6 @@ KINDS: Final = (*kinds.KINDS, *kinds_server.KINDS, *kinds_fleet.KINDS)
 FAULTS_PER_ROUND: Final = 45
 GAP_S: Final = 2.2
 """At most, between two faults; half of it on average."""
-BOUND_S: Final = 45.0
-"""An event that is not settled so long after the last fault is stuck."""
 STOP_S: Final = 25.0
 WARM_S: Final = 2.0
 """How long the crew works before the first fault."""

@@ -11,7 +11,7 @@ from typing import Final
 import psycopg
 from msgspec import Struct
 
-from faults.process import PUBLISHERS, WORKERS, Member
+from faults.process import PUBLISHERS, SOURCES, WORKERS, Member
 from faults.world import World
 
 Act = Callable[[World, random.Random], Awaitable[str]]
@@ -41,24 +41,13 @@ def pick(world: World, chance: random.Random, kind: str) -> Member | None:
     return chance.choice(members) if members else None
 
 
-def _killed(kind: str) -> Act:
+def _sent(kind: str, number: signal.Signals) -> Act:
     async def act(world: World, chance: random.Random) -> str:
         member = pick(world, chance, kind)
         if member is None:
             return "nobody"
-        member.send(signal.SIGKILL)
-        return f"{member.name} SIGKILL"
-
-    return act
-
-
-def _stopped(kind: str) -> Act:
-    async def act(world: World, chance: random.Random) -> str:
-        member = pick(world, chance, kind)
-        if member is None:
-            return "nobody"
-        member.send(signal.SIGTERM)
-        return f"{member.name} SIGTERM"
+        member.send(number)
+        return f"{member.name} {number.name}"
 
     return act
 
@@ -102,8 +91,6 @@ async def _upgrade(world: World, chance: random.Random) -> str:
     member = chance.choice(world.crew.of(*WORKERS, "relay", *PUBLISHERS))
     before, member.sources = member.sources, world.setup.previous or member.sources
     if before == member.sources:
-        from faults.process import SOURCES  # noqa: PLC0415
-
         member.sources = SOURCES
     member.send(signal.SIGTERM)
     return f"{member.name} becomes {'this release' if before == world.setup.previous else 'the release before'}"
@@ -141,9 +128,9 @@ async def _postgres_cut(world: World, _chance: random.Random) -> str:
 
 
 KINDS: Final = (
-    *(Kind(f"{kind} killed", _killed(kind), sql=kind in ("relay", "sql")) for kind in ROLES),
+    *(Kind(f"{kind} killed", _sent(kind, signal.SIGKILL), sql=kind in ("relay", "sql")) for kind in ROLES),
     *(Kind(f"{kind} paused", _paused(kind), sql=kind in ("relay", "sql")) for kind in ROLES),
-    *(Kind(f"{kind} restarted", _stopped(kind), sql=kind in ("relay", "sql")) for kind in ROLES),
+    *(Kind(f"{kind} restarted", _sent(kind, signal.SIGTERM), sql=kind in ("relay", "sql")) for kind in ROLES),
     Kind("handlers raise", _misbehaving("raise")),
     Kind("a handler hangs", _misbehaving("hang")),
     Kind("a handler blocks", _misbehaving("block")),

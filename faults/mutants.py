@@ -33,12 +33,14 @@ class Mutant(Struct, frozen=True):
     """`old` stands exactly once in `file`, below src/headrace; it becomes `new`."""
 
     name: str
-    file: str
-    old: str
-    new: str
+    file: str = ""
+    """Empty: the server is what is broken."""
+    old: str = ""
+    new: str = ""
     site: str = "valkey"
     also: tuple[tuple[str, str], ...] = ()
     """Further changes in the same file."""
+    fsync: str = "always"
 
 
 _SCRIPTS: Final = "backends/redis/scripts"
@@ -88,10 +90,7 @@ MUTANTS: Final = (
     ),
     Mutant(
         "answered before it is on the disk",
-        "backends/redis/durability.py",
-        "",
-        "",
-        "everysec",
+        fsync="everysec",
     ),
     Mutant(
         "a torn tail is not cut off",
@@ -161,7 +160,7 @@ MUTANTS: Final = (
 def build(mutant: Mutant, folder: Path) -> Path:
     """The sources with the change. Raises ValueError if they have changed so that it does not apply any more."""
     shutil.copytree(ROOT / "src", folder / "src", ignore=shutil.ignore_patterns("__pycache__"))
-    if mutant.old:
+    if mutant.file:
         path = folder / "src" / "headrace" / mutant.file
         text = path.read_text()
         for old, new in ((mutant.old, mutant.new), *mutant.also):
@@ -176,29 +175,12 @@ def play(mutant: Mutant, seed: int) -> tuple[int, str]:
     """The exit code of a round (1: noticed), and what it said."""
     with tempfile.TemporaryDirectory(prefix="hfm-") as folder:
         sources = build(mutant, Path(folder))
-        site, fsync = ("valkey", "everysec") if mutant.site == "everysec" else (mutant.site, "always")
-        words = [
-            sys.executable,
-            "-m",
-            "faults",
-            "--minutes",
-            "0.01",
-            "--seed",
-            str(seed),
-            "--site",
-            site,
-            "--fsync",
-            fsync,
-        ]
-        words += [
-            "--faults",
-            str(_FAULTS),
-            "--bound",
-            str(_STUCK_S),
-            "--keep",
-            str(Path(folder) / "kept"),
-            "--this-release",
-        ]
+        options = {
+            "minutes": 0.01, "seed": seed, "site": mutant.site, "fsync": mutant.fsync, "faults": _FAULTS, "bound": _STUCK_S,
+            "keep": Path(folder) / "kept",
+        }  # fmt: skip
+        words = [sys.executable, "-m", "faults", "--this-release"]
+        words += [word for name, value in options.items() for word in (f"--{name}", str(value))]
         run = subprocess.run(
             words, cwd=ROOT, check=False, capture_output=True, text=True,
             env={**os.environ, "PYTHONPATH": os.pathsep.join((str(sources), str(ROOT)))},

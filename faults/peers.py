@@ -26,8 +26,7 @@ import redis
 from msgspec import Struct
 
 from bench.peers import environment
-from faults.process import ROOT, SOURCES
-from headrace.embedded import guard
+from faults.process import ROOT, SOURCES, bound
 from headrace.testing.faults import Program
 from tests.servers import Server
 
@@ -92,8 +91,7 @@ class Trial:
         self._workers: list[Program] = []
 
     def _start(self, what: str, number: int) -> Program:
-        words = [sys.executable, "-I", "-S", guard.__file__, str(os.getpid()), ""]
-        words += [self._python, "-m", f"faults.rivals.{self._rival.name}_app", what]
+        words = bound(self._python, "-m", f"faults.rivals.{self._rival.name}_app", what)
         if what == "publish":
             words.append(str(self._next()))
         environment_ = {

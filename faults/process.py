@@ -37,6 +37,11 @@ PUBLISHERS: Final = ("direct", "named", "outbox")
 WORKERS: Final = ("shared", "ordered", "sql")
 
 
+def bound(*words: str) -> list[str]:
+    """The command as one that the kernel ends with us."""
+    return [sys.executable, "-I", "-S", guard.__file__, str(os.getpid()), "", *words]
+
+
 class Member:
     """One place in the crew: a process, and its successors."""
 
@@ -55,9 +60,8 @@ class Member:
         self._program: Program | None = None
 
     def start(self) -> None:
-        """A new life, which the kernel ends with ours."""
-        words = [sys.executable, "-I", "-S", guard.__file__, str(os.getpid()), "", sys.executable, "-m"]
-        words += WORDS[self.role]
+        """A new life."""
+        words = bound(sys.executable, "-m", *WORDS[self.role])
         if self.role in PUBLISHERS:
             words.append(self.name)
         path = os.pathsep.join((str(self.sources), str(ROOT)))

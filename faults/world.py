@@ -26,6 +26,7 @@ from tests.postgres import Postgres
 
 CREW: Final = {"direct": 1, "named": 1, "outbox": 1, "relay": 2, "shared": 2, "ordered": 2, "sql": 2}
 """How many of each role."""
+BOUND_S: Final = 45.0
 _SQL_ROLES: Final = ("outbox", "relay", "sql")
 _TABLES: Final = """
     CREATE TABLE placed (id bigserial, key text, n integer);
@@ -47,7 +48,7 @@ class Setup(Struct, frozen=True):
     postgres: Postgres | None
     """None: no PostgreSQL is installed, and no SQL."""
     fsync: str = "always"
-    bound_s: float = 45.0
+    bound_s: float = BOUND_S
     """An event that is not settled so long after the last fault is stuck."""
 
 

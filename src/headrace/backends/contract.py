@@ -123,6 +123,11 @@ def delivery_of(settled: Settled) -> Delivery:
     return settled if isinstance(settled, Delivery) else settled.delivery
 
 
+def comes_again(settled: Settled | None) -> bool:
+    """Whether this event is to be handled again: it failed, or was handed back."""
+    return isinstance(settled, Settlement) and settled.verdict in (Verdict.RETRY, Verdict.RETURN)
+
+
 class Unsettled(Struct, frozen=True):
     """One that `commit` did not apply."""
 

@@ -7,7 +7,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 
-from headrace.backends.contract import Delivery, Settled, Settlement, Verdict, delivery_of
+from headrace.backends.contract import Delivery, Settled, Settlement, Verdict, comes_again, delivery_of
 from headrace.runtime.execute import Executor
 from headrace.runtime.turn import Turn
 from headrace.runtime.work import Lane, Work
@@ -68,14 +68,14 @@ class Order:
 
     def look(self, settled: Settled) -> None:
         """Stops the key of an event that is to be handled again. The feed does not know yet."""
-        if isinstance(settled, Settlement) and settled.verdict in (Verdict.RETRY, Verdict.RETURN):
-            self.stopped[settled.delivery.key] = math.inf
+        if comes_again(settled):
+            self.stopped[delivery_of(settled).key] = math.inf
 
     def told(self, settled: Sequence[Settled], number: int) -> None:
         """The feed is being told: what it gives out from now on, in reads after this one, comes in order again."""
         for one in settled:
-            if isinstance(one, Settlement) and one.verdict in (Verdict.RETRY, Verdict.RETURN):
-                self.stopped[one.delivery.key] = number
+            if comes_again(one):
+                self.stopped[delivery_of(one).key] = number
 
     # Handling
 
@@ -184,7 +184,7 @@ class Order:
             one = by_delivery[id(delivery)]
             if delivery.key in failed:
                 one = Settlement(delivery, Verdict.RETURN)
-            elif isinstance(one, Settlement) and one.verdict in (Verdict.RETRY, Verdict.RETURN):
+            elif comes_again(one):
                 failed.add(delivery.key)
             out.append(one)
         return out

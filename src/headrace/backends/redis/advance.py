@@ -16,12 +16,13 @@ from headrace.backends.contract import (
     Subscription,
     Unsettled,
     Verdict,
+    comes_again,
     delivery_of,
 )
 from headrace.backends.redis import settle
 from headrace.backends.redis.client import Client
 from headrace.backends.redis.connection import pack
-from headrace.backends.redis.holding import Holding, again
+from headrace.backends.redis.holding import Holding
 from headrace.backends.redis.leases import Leases
 from headrace.backends.redis.lines import Aside
 from headrace.backends.redis.replies import Grew, ServerSaid
@@ -72,7 +73,7 @@ class Advance:
             if own is None or holding.lost:
                 unsettled.append(Unsettled(one))
                 present = None if own is None else self._leases.held.get(holding.number)
-                if present is not None and again(one):  # its successor's later events of the key are stopped, too
+                if present is not None and comes_again(one):  # its successor's later events of the key are stopped, too
                     present.stopped.add(delivery.key)
                 continue
             touched[holding] = None

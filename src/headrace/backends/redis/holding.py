@@ -6,7 +6,7 @@ import asyncio
 from collections import deque
 from collections.abc import Sequence
 
-from headrace.backends.contract import Delivery, Settled, Settlement, Verdict, delivery_of
+from headrace.backends.contract import Delivery, Settled, Settlement, Verdict, comes_again, delivery_of
 from headrace.backends.redis import keys, record_batch
 from headrace.backends.redis.lines import Aside, Lines
 
@@ -130,7 +130,7 @@ class Holding:
         if delivery in self.final:
             return
         self.marks[delivery] = settled
-        if again(settled):
+        if comes_again(settled):
             self.stopped.add(delivery.key)
 
     def settle_run(self, settled: Sequence[Settled], start: int) -> int:
@@ -165,7 +165,7 @@ class Holding:
                     if not self._has_handled(place):
                         break
                     self._begin_line(delivery, settled, place + 1)
-                if again(settled):
+                if comes_again(settled):
                     self.stopped.discard(delivery.key)  # a line knows by now
             ready.append(settled)
         count = len(ready)
@@ -212,7 +212,7 @@ class Holding:
 
     def _is_going_aside(self, delivery: Delivery) -> bool:
         """It was to be set aside before, with a call that failed."""
-        return delivery in self.final and again(self.marks.get(delivery))
+        return delivery in self.final and comes_again(self.marks.get(delivery))
 
     def _divert(self, delivery: Delivery, *, given: bool = False) -> None:
         self.lines.expect(delivery.key, origin_of(delivery), delivery.attempt)
@@ -251,7 +251,7 @@ class Holding:
             one = settled if isinstance(settled, Settlement) else Settlement(settled)
             if aside.key in waiting:
                 one = Settlement(one.delivery, Verdict.RETURN)
-            elif again(one):
+            elif comes_again(one):
                 waiting.add(aside.key)
             out.append((aside, one))
         return out
@@ -296,7 +296,7 @@ class Holding:
             self.final.discard(later)
         self._take_back(place)
         del self.hand[place:]
-        self.stopped = {delivery.key for delivery, one in self.marks.items() if again(one)}
+        self.stopped = {delivery.key for delivery, one in self.marks.items() if comes_again(one)}
         self.position = self.hand[-1].token.partition(b"/")[0] if self.hand else self.collected
 
     def return_rest(self) -> None:
@@ -328,8 +328,3 @@ class Holding:
 def origin_of(delivery: Delivery) -> bytes:
     """Where an event stood in its partition, as a copy of it says."""
     return delivery.get(b"origin") or delivery.token
-
-
-def again(settled: Settled | None) -> bool:
-    """Whether this event is to be handled again."""
-    return isinstance(settled, Settlement) and settled.verdict in (Verdict.RETRY, Verdict.RETURN)

@@ -42,9 +42,6 @@ class SharedFeed:
         self._own = keys.partition(stream)
         self._keys = keys.group(stream, subscription.group)
         self._free: deque[Slot] = deque()
-        self._used: set[Slot] = set()
-        self._distrusted: set[Slot] = set()
-        """Of those in use: the server may hold more under their names than we know."""
         self._slots = 0
         self._lost: list[Slot] = []
         self._ahead: deque[Delivery] = deque()
@@ -146,7 +143,7 @@ class SharedFeed:
         if not reply:
             self._free.append(slot)
             return
-        self._used.add(slot)
+        slot.wire = wire
         sizes = [len(fields[-1]) for _, entries in reply for _, fields in entries[::_SAMPLE]]
         self._fit = max(self._sub.read_bytes * len(sizes) // (sum(sizes) + 1), 1)
         for stream, entries in reply:
@@ -171,7 +168,6 @@ class SharedFeed:
             if self._wire is not None:
                 self._lost += self._free
                 self._free.clear()
-                self._distrusted |= self._used
             self._wire = await self._client.open(self._own.stream, self._client.settings.request_s + wait_s)
             self._wire_id = await self._wire.send(pack(("CLIENT", "ID")))
         return self._wire
@@ -212,8 +208,7 @@ class SharedFeed:
             raise
         if lost is None:
             self.dead_workers = bool(taken)
-        if taken:
-            self._used.add(slot)
+        slot.wire = self._wire
         for deliveries, deaths in taken:
             if deaths >= limits.deaths_max:
                 reason = b"%d workers that held it died" % deaths
@@ -246,13 +241,11 @@ class SharedFeed:
 
     def _freed(self, slot: Slot) -> None:
         """All that this slot held is settled."""
-        self._used.discard(slot)
-        if slot in self._distrusted:
-            self._distrusted.discard(slot)
-            self._lost.append(slot)
-            self._unblock()
-        else:
+        if slot.wire is self._wire:
             self._free.append(slot)
+        else:
+            self._lost.append(slot)  # see _connect
+            self._unblock()
         if slot is self._suspect:
             self._suspect = None
             self._cleared.set()

@@ -73,10 +73,12 @@ class Pack:
 class Slot:
     """A read buffer: its consumer name and what it holds."""
 
-    __slots__ = ("main", "name", "retry")
+    __slots__ = ("main", "name", "retry", "wire")
 
     def __init__(self, name: bytes, own: keys.PartitionKeys, group: keys.GroupKeys) -> None:
         self.name = name
+        self.wire: object = None
+        """The connection over which it was filled last."""
         self.main = Hold(self, own.stream)
         self.retry = Hold(self, group.retry)
 
