@@ -147,6 +147,24 @@ def test_a_shared_group_takes_up_the_new_partitions(server: Server, start: str) 
     playing(server, play)
 
 
+def test_a_group_that_was_just_begun_anew_may_still_be_either(server: Server) -> None:
+    """Whoever joins it next decides; the new partitions must not have decided otherwise."""
+
+    async def play(stage: Play) -> None:
+        publisher, first = await stage.program(), await stage.worker(ordered=True)
+        await publisher.publish(ORDERS, numbered(MOVES, 0, 1))
+        await first.aclose()
+        inspector = RedisInspector(Client(stage.settings))
+        await inspector.seek("orders", "g", "earliest")
+        await inspector.aclose()
+        await stage.grow()
+        await publisher.publish(ORDERS, numbered(MOVES, 2, 3))
+        assert await handle(await stage.worker("w2", ordered=True), 4) == [0, 1, 2, 3]
+        assert await stage.balance() == (4, 0)
+
+    playing(server, play)
+
+
 def test_ids_are_remembered_where_their_repeats_go(server: Server) -> None:
     async def play(stage: Play) -> None:
         publisher, feed = await stage.program(), await stage.worker()

@@ -84,7 +84,7 @@ def _arguments(settings: Settings, url: str) -> tuple[type[AbstractConnection], 
         "protocol": 2,
         "retry": Retry(NoBackoff(), 0),  # its own retries would publish twice; ours repeat only what is idempotent
         "socket_connect_timeout": settings.connect_s,
-        "socket_timeout": settings.connect_s,
+        "socket_timeout": None,  # opening has a deadline of its own; for this one it uses asyncio.wait_for, which can swallow a cancellation
     }
     if kind is Connection:
         arguments["socket_keepalive"] = True

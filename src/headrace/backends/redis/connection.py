@@ -77,11 +77,10 @@ class Wire(asyncio.BufferedProtocol):
             self._loop.call_soon(self.give_up, error)
         return error
 
-    def give_up(self, error: NotConnected) -> None:
-        """Closes at once; what still waits fails with this error."""
-        if self.closed is None:
-            self.closed = error
-            self._transport.abort()
+    def give_up(self, error: NotConnected | Closed) -> None:
+        """Closes at once; what still waits fails with NotConnected."""
+        self._end(error)
+        self._transport.abort()
 
     def eof_received(self) -> bool:
         """The server hung up."""
@@ -89,11 +88,14 @@ class Wire(asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Fails everything that still waits: its outcome is unknown."""
+        self._end(
+            NotConnected(f"{self._where}: the connection was cut ({exc or 'the server hung up'}); connecting again")
+        )
+
+    def _end(self, why: NotConnected | Closed) -> None:
         self._watch.cancel()
         if self.closed is None:
-            self.closed = NotConnected(
-                f"{self._where}: the connection was cut ({exc or 'the server hung up'}); connecting again"
-            )
+            self.closed = why
         for future in self._waiting:
             if not future.done():
                 future.set_exception(NotConnected(str(self.closed)))
@@ -113,9 +115,7 @@ class Wire(asyncio.BufferedProtocol):
 
     def close(self) -> None:
         """Closes at once; what still waits fails with NotConnected."""
-        if self.closed is None:
-            self.closed = Closed(f"{self._where}: the connection was closed")
-            self._transport.abort()
+        self.give_up(Closed(f"{self._where}: the connection was closed"))
 
     def _check_silence(self) -> None:
         if self._waiting and self._loop.time() - self._heard > self._silence_s:
@@ -140,15 +140,15 @@ async def open_wire(place: Place, connect_s: float, where: str, silence_s: float
     try:
         async with asyncio.timeout(connect_s):
             await connection.connect()  # type: ignore[no-untyped-call]
+        reader, writer = connection._reader, connection._writer  # noqa: SLF001 - redis-py has no public way to hand over its transport
+        if reader is None or writer is None or reader.at_eof() or writer.is_closing():  # nobody would tell the wire
+            raise ConnectionError("the connection was cut while it was opened")  # noqa: TRY301 - it has to be closed, too
     except BaseException as e:
         with contextlib.suppress(Exception):  # it never was a connection; the reason is in `e`
             await connection.disconnect(nowait=True)
         if not isinstance(e, Exception):
             raise  # cancelled
         raise replies.from_client(e, where) from None
-    writer = connection._writer  # noqa: SLF001 - the seam: redis-py has no public way to hand over its transport
-    if writer is None:
-        raise NotConnected(f"{where}: the connection was cut while it was opened")
     wire = Wire(writer, where, silence_s)
     connection._reader = connection._writer = None  # noqa: SLF001 - or its finalizer would complain about what is ours now
     return wire

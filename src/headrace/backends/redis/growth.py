@@ -152,7 +152,7 @@ class _Growth:
 
 
 async def _groups(client: Client, stream: str) -> list[tuple[str, bytes]]:
-    """Name and mode of the groups of a partition."""
+    """Name and mode of the groups of a partition; no mode if an operator has just begun it anew and no worker has joined yet."""
     try:
         listed = await client.command("XINFO", "GROUPS", stream)
     except ServerSaid as e:
@@ -161,7 +161,7 @@ async def _groups(client: Client, stream: str) -> list[tuple[str, bytes]]:
         raise
     names = [dict(zip(flat[::2], flat[1::2], strict=True))[b"name"].decode() for flat in listed]
     modes = [await client.command("HGET", keys.group(stream, name).record, "mode") for name in names]
-    return list(zip(names, (m or b"shared" for m in modes), strict=True))
+    return list(zip(names, (m or b"" for m in modes), strict=True))
 
 
 async def drained(client: Client, stream: str, group: str) -> bool:

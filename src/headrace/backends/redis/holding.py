@@ -53,7 +53,9 @@ class Holding:
         self.out = 0
         """Events given out that had been set aside, not settled yet."""
         self.flushing = asyncio.Lock()
-        self.leaving = self.lost = False
+        self.lost = False
+        self.leaving = False
+        """It is about to be given back: nothing more is given out."""
         self.careful = 0
         """So many events are given out one by one, because workers died here."""
         self.poison = b""
@@ -112,11 +114,29 @@ class Holding:
                     self.marks.setdefault(delivery, Settlement(delivery, Verdict.RETURN))
         return [d for d in given if d not in self.marks] if self.marks else given
 
-    def forget_ahead(self) -> None:
-        """What was not given out yet is left to the partition's next holder."""
-        for delivery in self.hand[self.next :]:
+    def give_one(self) -> list[Delivery]:
+        """Gives out the next one that may be handled now, if there is one."""
+        given: list[Delivery] = []
+        while not given and self.next < len(self.hand):
+            given = self.give(1)
+        return given
+
+    @property
+    def at_work(self) -> bool:
+        """Whether anything of `hand` is given out and not settled; it may be settled and wait for the rest of its entry."""
+        return any(d not in self.marks for d in self.hand[: self.next])
+
+    def leave(self) -> None:
+        """What was not given out yet is left to the partition's next holder; but an entry that was begun is ended: its rest is returned."""
+        self.leaving = True
+        end = self.next
+        while self._inside(end):
+            end += 1
+        for delivery in self.hand[end:]:
             self.marks.pop(delivery, None)
-        del self.hand[self.next :]
+        del self.hand[end:]
+        for delivery in self.give(end - self.next):
+            self.mark(Settlement(delivery, Verdict.RETURN))
 
     def stops(self, key: bytes | None) -> bool:
         """Whether later events of this key are not to be handled now."""
@@ -162,7 +182,7 @@ class Holding:
                 elif isinstance(settled, Settlement) and settled.verdict is Verdict.RETRY:
                     self._begin_line(delivery, settled, place + 1)
                 elif isinstance(settled, Settlement) and settled.verdict is Verdict.RETURN:
-                    if not self._has_handled(place):
+                    if not (self.leaving and self._inside(place)) and not self._has_handled(place):
                         break
                     self._begin_line(delivery, settled, place + 1)
                 if comes_again(settled):
@@ -301,7 +321,7 @@ class Holding:
 
     def return_rest(self) -> None:
         """What is not settled by now is not going to be."""
-        self.forget_ahead()
+        self.leave()
         for delivery in self.hand:
             self.marks.setdefault(delivery, Settlement(delivery, Verdict.RETURN))
 

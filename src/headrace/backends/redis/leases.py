@@ -43,7 +43,9 @@ class Leases:
         self.held: dict[int, Holding] = {}
         self._tasks: dict[Holding, asyncio.Task[None]] = {}
         self._leaving: set[asyncio.Task[None]] = set()
-        self.freed: Callable[[], Awaitable[None]] | None = None
+        self.settle: Callable[[Holding], Awaitable[object]]
+        """Writes what can be written of a partition."""
+        self.freed: Callable[[], Awaitable[None]]
         """Told after a partition was given back."""
 
     # Taking
@@ -52,7 +54,7 @@ class Leases:
         """Takes what is free of these partitions, gives back the others; returns the seconds until it is worth asking again."""
         for number, holding in list(self.held.items()):
             if number not in mine and not holding.leaving:
-                holding.leaving = True
+                holding.leave()
                 task = asyncio.ensure_future(self._hand_over(holding))
                 self._leaving.add(task)
                 task.add_done_callback(self._leaving.discard)
@@ -172,16 +174,15 @@ class Leases:
 
     async def _hand_over(self, holding: Holding) -> None:
         """Gives a partition to another worker once nothing of it is in anybody's hands."""
-        holding.forget_ahead()
         backoff = Backoff(f"giving back {holding.stream}")
         while not holding.lost:
             try:
+                await self.settle(holding)
                 await holding.emptied()
                 if holding.lost:
                     return
                 await self.give_back(holding)
-                if self.freed is not None:
-                    await self.freed()
+                await self.freed()
             except ServerSaid:
                 return  # it was lost meanwhile
             except BackendError as e:

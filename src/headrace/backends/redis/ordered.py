@@ -38,6 +38,7 @@ class OrderedFeed:
         self._membership = Membership(client, subscription, self._leases.share)
         self._leases.freed = self._membership.tell
         self._advance = Advance(client, subscription, self._leases, publish, self._settled)
+        self._leases.settle = self._advance.flush
         self._readable: list[Holding] = []
         """What the read that is under way asks for."""
         self._taking = asyncio.Lock()
@@ -115,14 +116,16 @@ class OrderedFeed:
     async def _give_alone(self, holding: Holding) -> list[Delivery]:
         """One event, with its name left on the server: should it kill this worker, too, the next one knows."""
         await self._settle_now(holding, tell=False)
-        if holding.lost or holding.next or holding.out or holding.flushing.locked():
+        if holding.lost or holding.at_work or holding.out or holding.flushing.locked():
             return []
         now_ms = self._loop.time() * 1000 + holding.behind_ms
         if asides := holding.lines.due(now_ms, 1):
             given = await self._fetch(holding, asides)
         else:
-            given = holding.give(1)
+            given = holding.give_one()
         if not given:
+            if holding.marks:  # what is left of the hand waits for what failed
+                await self._settle_now(holding)
             return []
         holding.careful -= 1
         token = given[0].get(b"origin") or given[0].token

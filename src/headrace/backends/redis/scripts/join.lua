@@ -1,7 +1,7 @@
 #!lua
 -- A worker joins a group: creates stream, group, retry stream and record if they are absent; in shared mode it takes a lease.
 -- KEYS  1 stream  2 retry  3 record  4 workers  5 dead  6 delayed:G  7 packed     ARGV  1 group  2 worker ('': nobody)  3 lease ms  4 start: 0 (earliest) or $ (latest)
---       5 mode: shared (if absent) or ordered
+--       5 mode: shared (also if absent), ordered, or '': the first worker to join decides
 -- Returns 'joined', 'created', 'adopted' (made by another tool), or 'renewed' (the stream had been deleted; what was in it is lost).
 -- Errors: DESTROYED (the group is gone but its stream is not: where it stood is lost, an operator must say where to begin), MODE (the group is
 --         used in the other mode). Then nothing was written.
@@ -30,7 +30,7 @@ end
 local record = call('HMGET', KEYS[3], 'origin', 'added', 'handled', 'mode')
 local mode = ARGV[5] or 'shared'
 local ordered = mode == 'ordered'
-if record[4] and record[4] ~= mode then return redis.error_reply('MODE ' .. record[4]) end
+if record[4] and mode ~= '' and record[4] ~= mode then return redis.error_reply('MODE ' .. record[4]) end
 if ordered and info and info.pending > 0 then return redis.error_reply('MODE shared, ' .. info.pending .. ' entries are in the hands of workers') end
 local answer = 'joined'
 local function begin(origin, place)                                   -- what an earlier life of the group left behind is carried over
@@ -66,7 +66,7 @@ elseif not info then
   call('DEL', KEYS[3])
   create('0')
 end
-if not record[4] or answer == 'renewed' then
+if mode ~= '' and (not record[4] or answer == 'renewed') then
   call('HSET', KEYS[3], 'mode', mode)
   if ordered then
     info = find(stream)
