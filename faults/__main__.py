@@ -54,6 +54,8 @@ def main() -> int:
             for result in _rounds(setup, seed, args, not_run):
                 rounds.append(result)
                 _line(result)
+                if args.report is not None:  # whatever becomes of the rest
+                    args.report.write_text(report.render(rounds, seed, not_run) + "\n")
         except KeyboardInterrupt:
             not_run.append("the rest: interrupted")
     if not rounds:

@@ -131,7 +131,8 @@ async def _suffer(world: World, plan: Sequence[tuple[float, Kind, int]], show: C
             said = await kind.act(world, random.Random(seed))
         except Exception as e:
             world.tell(f"{kind.name} FAILED: {type(e).__name__}: {e}")
-            raise
+            world.crew.ended.append(f"the campaign itself, {kind.name}: {type(e).__name__}: {e}")
+            return
         counts[kind.name] += 1
         world.tell(f"{kind.name}: {said}")
         show(counts.total())

@@ -213,7 +213,9 @@ async def _grown(world: World, chance: random.Random) -> str:
     """The topic gets more partitions; the command is killed on the way, and run again."""
     site = _single(world)
     for number in (8, 16):
-        if site.servers()[0].exists(f"orders.{number - 1}"):
+        while (there := _ask(site.server, "EXISTS", f"orders.{number - 1}")) is None:
+            await asyncio.sleep(0.2)
+        if there:
             continue
         await world.run("partitions", "orders", str(number), limit_s=chance.uniform(0.3, 1.0))
         for _ in range(30):

@@ -8,7 +8,10 @@ from typing import Any
 import pytest
 from redis.asyncio import UnixDomainSocketConnection
 
+from headrace.backends.contract import Record, Route, Subscription
+from headrace.backends.redis.backend import RedisBackend
 from headrace.backends.redis.client import Client
+from headrace.backends.redis.shared import SharedFeed
 from headrace.errors import NotConnected
 from headrace.settings import Settings
 from tests.servers import Server
@@ -63,5 +66,34 @@ def test_a_connection_that_is_cut_just_when_it_is_opened_is_known_to_be(
                     await client.command("PING")
         assert await client.command("PING") == b"PONG"
         await client.aclose()
+
+    asyncio.run(play())
+
+
+def test_a_read_that_was_given_up_may_still_reach_the_server(server: Server) -> None:
+    """Some network held it back; what it gave to a name that is not used any more is found by the next sweep."""
+
+    async def play() -> None:
+        backend = RedisBackend(Settings(url=server.url))
+        await backend.open()
+        orders = Route("orders")
+        feed = await backend.subscribe(Subscription(orders, "g", "w"))
+        assert isinstance(feed, SharedFeed)
+        reading = asyncio.ensure_future(feed.take(10, 5.0))
+        while not any(b"xreadgroup" in line for line in server.command("CLIENT", "LIST").splitlines()):
+            await asyncio.sleep(0.01)
+        server.command("CLIENT", "KILL", "TYPE", "normal")
+        with pytest.raises(NotConnected):
+            await reading
+        (lost,) = feed._lost
+        assert not await feed.take(10, 0.0)
+        await backend.publish(orders, [Record(b"1")])
+        server.command("XREADGROUP", "GROUP", "g", lost.name, "STREAMS", "orders", ">")
+        assert not await feed.take(10, 0.1)
+        feed.sweep()
+        (delivery,) = await feed.take(10, 5.0)
+        assert not await feed.commit([delivery])
+        assert server.command("XPENDING", "orders", "g")[0] == 0
+        await backend.aclose()
 
     asyncio.run(play())

@@ -129,3 +129,31 @@ def test_an_event_that_only_the_old_server_had_has_no_effect_of_its_own(server: 
         assert server.command("GET", "effects") == b"1"
 
     playing(server, play)
+
+
+def test_as_many_events_are_not_the_same_events(server: Server) -> None:
+    """The server has forgotten that a read buffer was settled, and that it was filled again: its consumer has as many pending as we believe."""
+
+    async def play(backend: RedisBackend, past: Past) -> None:
+        solo = Route("solo")
+        numbers = [Record(b"%d" % n) for n in range(2 * COUNT)]
+        await backend.publish(solo, numbers[:COUNT])
+        feed = await backend.subscribe(Subscription(solo, "g", "w", lease_s=1.0))
+        held = await taken(feed, COUNT)
+        await asyncio.to_thread(past.remember)
+        assert not await feed.commit([_counted(d) for d in held])
+        await backend.publish(solo, numbers[COUNT:])
+        later = await taken(feed, COUNT)
+        await asyncio.to_thread(past.return_to)
+        lost = await feed.commit([_counted(d) for d in later])
+        assert len(lost) == COUNT
+        assert not any(u.refused for u in lost)
+        assert not await feed.commit([_counted(d) for d in await taken(feed, COUNT)])
+        flat = server.command("HGETALL", "counts")
+        assert dict(zip(flat[::2], flat[1::2], strict=True)) == {b"%d" % n: b"1" for n in range(COUNT)}
+
+    playing(server, play)
+
+
+def _counted(delivery: Delivery) -> Settlement:
+    return Settlement(delivery, effects=[(b"HINCRBY", b"counts", delivery.fields[-1], b"1")])

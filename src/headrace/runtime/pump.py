@@ -58,6 +58,7 @@ class Pump:
         self.handled = 0
         self.error: BackendError | None = None
         """Why the pump gave up by itself; None while it works or after a stop that was asked for."""
+        self._bug: BaseException | None = None
 
     async def run(self) -> None:
         """Serves until `drain` is called or the server refuses for good (then `error` says why)."""
@@ -65,18 +66,19 @@ class Pump:
             self._add_lane()
         self._watcher = asyncio.ensure_future(self._watch())
         await self._read()
+        if self._bug is not None:
+            raise self._bug
 
     async def drain(self, wait_s: float) -> None:
         """Stops: hands back what was not started, waits up to `wait_s` for handlers at work, commits, hands back the rest. Idempotent."""
-        self._stopping = True
-        self._room.set()
+        self._end()
         for work in self._queue:
             self._hand_back(work, work.unstarted)
         self._queue.clear()
         if self._order is not None:
             for work, delivery in list(self._order.waiting()):
                 self._hand_back(work, iter((delivery,)))
-        if self._uncommitted:
+        if self._uncommitted and self._bug is None:
             self._settled_all.clear()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(wait_s):
@@ -89,6 +91,11 @@ class Pump:
         if self._watcher is not None:
             self._watcher.cancel()
         await self._feed.aclose()
+
+    def _end(self) -> None:
+        """Takes no more; what it holds goes to others when the worker has drained it."""
+        self._stopping = True
+        self._room.set()
 
     # Reading
 
@@ -233,10 +240,9 @@ class Pump:
     def _committed(self, task: asyncio.Task[None]) -> None:
         self._commits.discard(task)
         if not task.cancelled() and (bug := task.exception()) is not None:
-            log.critical(
-                "a commit failed in an unforeseen way; its events are taken over when this worker's lease ends",
-                exc_info=bug,
-            )
+            log.critical("a commit failed in an unforeseen way; this worker ends, so that others handle its events")
+            self._bug = bug
+            self._end()
 
     async def _send(self, settled: Sequence[Settled]) -> None:
         """One commit, repeated until it is answered; what is refused is judged as a failure and settled so."""
@@ -257,12 +263,14 @@ class Pump:
                 return
             except BackendError as e:
                 log.error(
-                    "group %s of topic %s cannot settle %d events: %s",
+                    "group %s of topic %s stops, so that others handle its events: cannot settle %d of them: %s",
                     self._executor.group,
                     self._executor.topic,
                     len(settled),
                     e,
                 )
+                self.error = e
+                self._end()
                 self._done(len(settled))
                 return
             refused = [u for u in unsettled if u.refused]

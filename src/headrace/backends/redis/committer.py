@@ -135,7 +135,8 @@ class Committer:
         for route in writes.routes:
             await self._client.register(route)
         wire = await self._client.wire(self._place)
-        believed = hold.held - hold.in_flight if count >= _PROOF_MIN else -1
+        provable = count >= _PROOF_MIN and hold.slot.commits is wire
+        believed = hold.held - hold.in_flight if provable else -1
         group = self._keys
         packed = pack((
             *self._client.head("commit", 5 + len(writes.keys)), hold.stream, group.retry, group.record, group.dead, group.delayed, *writes.keys,

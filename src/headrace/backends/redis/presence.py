@@ -22,7 +22,7 @@ log = logging.getLogger("headrace.redis")
 _TRIM_MOST = 100_000
 """Entries trimmed in one call: some milliseconds of the server's time."""
 _SWEEP_S = 60.0
-"""How often a worker looks for consumers that never had a lease."""
+"""How often a worker looks for consumers that never had a lease, and at those of its own that it does not use any more."""
 
 
 class Looker(Protocol):
@@ -34,6 +34,9 @@ class Looker(Protocol):
 
     def look_around(self) -> None:
         """There may be something to take over."""
+
+    def sweep(self) -> None:
+        """It is time to look for what nobody has told us of."""
 
 
 class Presence:
@@ -100,7 +103,7 @@ class Presence:
                 await self._beat(started - renewed)
                 if started - swept > _SWEEP_S:
                     swept = started
-                    self._feed.look_around()
+                    self._feed.sweep()
             except ServerSaid as e:
                 log.error("heartbeat of group %s on %s: %s", self._sub.group, self._stream, e)
             except BackendError as e:

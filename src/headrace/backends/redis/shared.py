@@ -44,6 +44,9 @@ class SharedFeed:
         self._free: deque[Slot] = deque()
         self._slots = 0
         self._lost: list[Slot] = []
+        """May hold what never arrived here."""
+        self._retired: list[Slot] = []
+        """Were lost and are emptied; a read that was given up may still reach the server."""
         self._ahead: deque[Delivery] = deque()
         self._wire: Wire | None = None
         self._wire_id = 0
@@ -119,6 +122,8 @@ class SharedFeed:
                 lost = self._lost[-1]
                 await self._claim(limit, lost)
                 self._lost.remove(lost)  # meanwhile others may have come
+                if not lost.swept:
+                    self._retired.append(lost)
             if self.dead_workers and not self._ahead:
                 await self._claim(limit, None)
         except ServerSaid as e:
@@ -143,7 +148,7 @@ class SharedFeed:
         if not reply:
             self._free.append(slot)
             return
-        slot.wire = wire
+        self._mark(slot)
         sizes = [len(fields[-1]) for _, entries in reply for _, fields in entries[::_SAMPLE]]
         self._fit = max(self._sub.read_bytes * len(sizes) // (sum(sizes) + 1), 1)
         for stream, entries in reply:
@@ -157,6 +162,10 @@ class SharedFeed:
     def _new_slot(self) -> Slot:
         self._slots += 1
         return Slot(b"%b/%d" % (self._sub.consumer.encode(), self._slots), self._own, self._keys)
+
+    def _mark(self, slot: Slot) -> None:
+        """It is filled now: over these connections."""
+        slot.wire, slot.commits = self._wire, self._client.connected(self._own.stream)
 
     async def _connect(self, wait_s: float) -> Wire:
         """The connection for reads.
@@ -187,6 +196,14 @@ class SharedFeed:
         finally:
             self._reading = None
 
+    def sweep(self) -> None:
+        """Looks at everything that anybody might have left behind; called once in a while."""
+        for slot in self._retired:
+            slot.swept = True
+        self._lost += self._retired
+        self._retired.clear()
+        self.look_around()
+
     def look_around(self) -> None:
         """There is something to take over: a read that blocks is ended for it."""
         self.dead_workers = True
@@ -208,7 +225,7 @@ class SharedFeed:
             raise
         if lost is None:
             self.dead_workers = bool(taken)
-        slot.wire = self._wire
+        self._mark(slot)
         for deliveries, deaths in taken:
             if deaths >= limits.deaths_max:
                 reason = b"%d workers that held it died" % deaths

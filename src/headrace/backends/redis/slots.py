@@ -73,12 +73,16 @@ class Pack:
 class Slot:
     """A read buffer: its consumer name and what it holds."""
 
-    __slots__ = ("main", "name", "retry", "wire")
+    __slots__ = ("commits", "main", "name", "retry", "swept", "wire")
 
     def __init__(self, name: bytes, own: keys.PartitionKeys, group: keys.GroupKeys) -> None:
         self.name = name
         self.wire: object = None
         """The connection over which it was filled last."""
+        self.commits: object = None
+        """The one for commits at that moment. Over another, the server may be another, too, and know of other entries under our name."""
+        self.swept = False
+        """It was given up, emptied, and emptied once more some time later."""
         self.main = Hold(self, own.stream)
         self.retry = Hold(self, group.retry)
 
