@@ -118,12 +118,7 @@ class SharedFeed:
         wire = await self._connect(wait_s)
         try:
             await self._put_aside()
-            while self._lost:
-                lost = self._lost[-1]
-                await self._claim(limit, lost)
-                self._lost.remove(lost)  # meanwhile others may have come
-                if not lost.swept:
-                    self._retired.append(lost)
+            await self._find_lost(limit)
             if self.dead_workers and not self._ahead:
                 await self._claim(limit, None)
         except ServerSaid as e:
@@ -158,6 +153,15 @@ class SharedFeed:
             else:
                 events = slot.retry.receive(entries)  # never packed
             self._ahead.extend(events)
+
+    async def _find_lost(self, limit: int) -> None:
+        """Claims what never arrived here."""
+        while self._lost:
+            lost = self._lost[-1]
+            await self._claim(limit, lost)
+            self._lost.remove(lost)  # meanwhile others may have come
+            if not lost.swept:
+                self._retired.append(lost)
 
     def _new_slot(self) -> Slot:
         self._slots += 1
