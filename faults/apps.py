@@ -6,8 +6,8 @@
                                            books   ordered, SQL: a row for each event
     tally, bank -> done                 -> closing shared, effects in Redis, and a line in a file
 
-Environment: HEADRACE_URL, HEADRACE_DURABILITY, FAULTS_DATABASE (SQLAlchemy URL), FAULTS_DIR (files), FAULTS_MISDEED (a file whose word
-SIGUSR1 makes the process read: raise, hang or block). SIGUSR2: see `explain`.
+Environment: HEADRACE_URL, HEADRACE_DURABILITY, FAULTS_DATABASE (SQLAlchemy URL), FAULTS_DIR (files), FAULTS_PACKING (of `orders`: none or
+batch), FAULTS_MISDEED (a file whose word SIGUSR1 makes the process read: raise, hang or block). SIGUSR2: see `explain`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import signal
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 import msgspec
 from msgspec import Struct
@@ -69,7 +69,8 @@ def line() -> Line:
     """A fresh app. Silence is noticed soon, publishing never gives up."""
     app = Headrace(lease_s=LEASE_S, outbox=Outbox(engine))
     app.settings = msgspec.structs.replace(app.settings, connect_s=2.0, request_s=6.0, publish_wait_s=3_600.0)
-    orders = app.topic("orders", Order, key="key", partitions=4)
+    packing: Literal["none", "batch"] = "batch" if os.environ.get("FAULTS_PACKING") == "batch" else "none"
+    orders = app.topic("orders", Order, key="key", partitions=4, packing=packing)
     return Line(app, orders, app.topic("done", Done, key="key"))
 
 

@@ -67,6 +67,11 @@ def available(setup: Setup, site: str, names: str = "") -> list[Kind]:
     ]
 
 
+def packing(number: int) -> str:
+    """Of the first topic in a round: every site has both in turn."""
+    return ("none", "batch")[(number + number // len(SITES)) % 2]
+
+
 def _bag(seed: int, site: str, of: Sequence[Kind]) -> Iterator[Kind]:
     """Every kind once, in an order by chance, then every kind once again, ..."""
     chance = random.Random(f"{seed} {site}")
@@ -89,12 +94,13 @@ async def play(
 ) -> Round:
     """One round. Its folder stays if something is wrong. Raises ServerAbsent."""
     began = time.monotonic()
-    async with build(setup, site, f"round{number}") as world:
+    async with build(setup, site, f"round{number}", packing(number)) as world:
+        version = world.site.version + (", packed" if world.packing == "batch" else "")
         await asyncio.sleep(WARM_S)
-        counts = await _suffer(world, plan, lambda done: show(f"round {number}, {world.site.version}: fault {done}"))
+        counts = await _suffer(world, plan, lambda done: show(f"round {number}, {version}: fault {done}"))
         healed = time.monotonic()
         world.tell("everything is well again")
-        show(f"round {number}, {world.site.version}: settling")
+        show(f"round {number}, {version}: settling")
         ledgers = await _settle(world)
         settled_s = time.monotonic() - healed
         world.tell(f"settled after {settled_s:.1f} s")
@@ -102,9 +108,7 @@ async def play(
         found = await asyncio.to_thread(world.collect, ledgers)
         verdict = checker.check(found)
         ended = list(world.crew.ended)
-        round_ = Round(
-            number, site, world.site.version, time.monotonic() - began, counts, verdict, ended, settled_s=settled_s
-        )
+        round_ = Round(number, site, version, time.monotonic() - began, counts, verdict, ended, settled_s=settled_s)
         if round_.clean:
             shutil.rmtree(world.folder, ignore_errors=True)
         else:

@@ -146,8 +146,11 @@ def _partition(name: str) -> int:
 def _bodies(server: redis.Redis, stream: str) -> Iterator[dict[str, Any]]:
     entries: Any = server.xrange(stream)
     for _, fields in entries:
-        body: dict[str, Any] = json.loads(fields[b"data"])
-        yield body
+        data, start = fields[b"data"], 0
+        for size in json.loads(fields.get(b"sizes", b"[%d]" % len(data))):  # several if it is packed
+            body: dict[str, Any] = json.loads(data[start : start + size])
+            start += size
+            yield body
 
 
 def _read_tables(connection: psycopg.Connection[Any], found: History) -> None:

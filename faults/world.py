@@ -55,8 +55,8 @@ class Setup(Struct, frozen=True):
 class World:
     """One round's. Made by `build`."""
 
-    def __init__(self, setup: Setup, place: Single | Many, folder: Path, database: str) -> None:
-        self.setup, self.site, self.folder, self.database = setup, place, folder, database
+    def __init__(self, setup: Setup, place: Single | Many, folder: Path, database: str, packing: str) -> None:
+        self.setup, self.site, self.folder, self.database, self.packing = setup, place, folder, database, packing
         self.crew = Crew(self.tell)
         self.server_lock = asyncio.Lock()
         """Held by whatever takes a server away."""
@@ -85,6 +85,7 @@ class World:
                     "HEADRACE_DURABILITY": self.site.durability,
                     "FAULTS_DATABASE": self.database.replace("postgresql://", "postgresql+asyncpg://"),
                     "FAULTS_DIR": str(self.folder),
+                    "FAULTS_PACKING": self.packing,
                 }
                 if self.setup.shim is not None:
                     self.knobs[name] = Knobs(self.folder / f"{name}.knobs")
@@ -156,7 +157,7 @@ def _database(setup: Setup, name: str) -> Iterator[str]:
 
 
 @contextlib.asynccontextmanager
-async def build(setup: Setup, place: str, name: str) -> AsyncIterator[World]:
+async def build(setup: Setup, place: str, name: str, packing: str) -> AsyncIterator[World]:
     """A world with its crew at work. Everything of it but its folder is gone in the end. Raises ServerAbsent."""
     folder = setup.folder / name
     folder.mkdir()
@@ -164,7 +165,7 @@ async def build(setup: Setup, place: str, name: str) -> AsyncIterator[World]:
         site.open_site(place, folder, setup.shim, setup.fsync) as where,
         _database(setup, name) as database,
     ):
-        world = World(setup, where, folder, database)
+        world = World(setup, where, folder, database, packing)
         world.hire()
         watching = asyncio.ensure_future(world.crew.watch())
         try:

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from headrace import ConfigurationError, Headrace, Refused, Topic
+from headrace import ConfigurationError, Headrace, NotConnected, Refused, Topic
 from headrace.backends.contract import Delivery, Record, Route, Settlement, Subscription, Verdict
 from headrace.backends.redis.backend import RedisBackend
 from headrace.backends.redis.membership import shares
@@ -199,6 +199,62 @@ def test_who_takes_events_one_by_one_leaves_the_event_loop_to_their_handlers(ser
         assert not await feed.commit([first])
         (second,) = await more or await take(feed, 1)
         assert [first.fields[-1], second.fields[-1]] == [b"a0", b"b0"]
+
+    playing(server, play)
+
+
+def test_what_one_partition_gave_is_not_lost_with_the_call_of_another(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def play(backend: RedisBackend) -> None:
+        await backend.publish(ORDERS, keyed(*((f"k{n}", f"k{n}") for n in range(20))))
+        feed = await worker(backend, "w")
+        got = await take(feed, 20)
+        failing = got[0]
+        other = next(d for d in got if d.batch is not failing.batch)
+        first, second = other.batch, failing.batch
+        assert not await feed.commit([Settlement(failing, Verdict.RETRY), *got[1:]])
+        await backend.publish(ORDERS, [Record(b"new", key=other.key)])
+        while not (second.lines.count and first.hand):
+            await feed._reading.read([first, second], 10, 0.1)
+        await asyncio.sleep(0.01)  # its time has come by every clock
+
+        async def cut(*_: object) -> Any:
+            raise NotConnected("cut")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(feed._reading, "fetch", cut)
+            (new,) = await feed._give([first, second], 10)
+            with pytest.raises(NotConnected):
+                await feed._give([first, second], 10)
+        assert new.fields[-1] == b"new"
+        (again,) = await feed._give([first, second], 10)
+        assert again.key == failing.key
+        assert not await feed.commit([new, again])
+
+    playing(server, play)
+
+
+def test_an_event_that_is_tried_alone_is_not_lost_with_the_call_that_says_so(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def play(backend: RedisBackend) -> None:
+        await backend.publish(Route("orders"), keyed(("a", "a0"), ("b", "b0")))
+        feed = await worker(backend, "w", Route("orders"))
+        (holding,) = feed._leases.held.values()
+        holding.careful = 10
+
+        async def cut(*_: object) -> Any:
+            raise NotConnected("cut")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(feed._leases, "renew", cut)
+            with pytest.raises(NotConnected):
+                await take(feed, 1)
+        for body in (b"a0", b"b0"):
+            (got,) = await take(feed, 1)
+            assert got.fields[-1] == body
+            assert not await feed.commit([got])
 
     playing(server, play)
 

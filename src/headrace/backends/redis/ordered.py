@@ -100,17 +100,23 @@ class OrderedFeed:
                 break
             if self._loop.time() < holding.paused_until:
                 continue
-            if holding.careful:
-                given += await self._give_alone(holding)
-                continue
-            if holding.lines:
-                now_ms = self._loop.time() * 1000 + holding.behind_ms
-                if asides := holding.lines.due(now_ms, room):
-                    given += await self._fetch(holding, asides)
-                    room = limit - len(given)
-            given += holding.give(room)
-            if holding.marks:  # what was set aside unhandled is written even if nobody commits
-                await self._settle_now(holding)
+            try:
+                given += await (self._give_alone(holding) if holding.careful else self._give_of(holding, room))
+            except BackendError:
+                if not given:
+                    raise
+                break  # the next call says it again; what others gave out is on its way
+        return given
+
+    async def _give_of(self, holding: Holding, room: int) -> list[Delivery]:
+        given: list[Delivery] = []
+        if holding.lines:
+            now_ms = self._loop.time() * 1000 + holding.behind_ms
+            if asides := holding.lines.due(now_ms, room):
+                given = await self._fetch(holding, asides)
+        given += holding.give(room - len(given))
+        if holding.marks:  # what was set aside unhandled is written even if nobody commits
+            await self._settle_now(holding)
         return given
 
     async def _give_alone(self, holding: Holding) -> list[Delivery]:
@@ -135,17 +141,22 @@ class OrderedFeed:
             log.error("%s, group %s: dead-lettered an event that workers died with", holding.stream, self._sub.group)
             await self.commit([Settlement(given[0], Verdict.DEAD, reason=reason)])
             return []
-        return given if await self._leases.renew(holding, token) else []
+        try:
+            return given if await self._leases.renew(holding, token) else []
+        except BaseException:
+            with contextlib.suppress(BackendError):  # it is in the books, and written with the next call
+                await self.commit([Settlement(given[0], Verdict.RETURN)])
+            raise
 
     async def _fetch(self, holding: Holding, asides: Sequence[Aside]) -> list[Delivery]:
         try:
             entries = await self._reading.fetch(holding, [a.token for a in asides])
+            if None in entries and not await self._leases.renew(holding):
+                return []  # the server has forgotten what it told us of
         except BaseException:
             for aside in asides:
                 holding.lines.returned(aside)
             raise
-        if None in entries and not await self._leases.renew(holding):
-            return []  # the server has forgotten what it told us of
         given = []
         for aside, entry in zip(asides, entries, strict=True):
             if entry is None:  # an operator took it away
