@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import shutil
 import struct
 import subprocess
@@ -10,6 +11,8 @@ from typing import Final
 
 _SOURCE: Final = Path(__file__).parent / "shim.c"
 _KNOBS: Final = struct.Struct("3q")
+_MULTI: Final = b"*1\r\n$5\r\nMULTI\r\n"
+_EXEC: Final = b"*1\r\n$4\r\nEXEC\r\n"
 
 
 def build(folder: Path) -> Path | None:
@@ -52,18 +55,31 @@ class Knobs:
             file.write(_KNOBS.pack(self._fsync_us, self._full, self._clock_us))
 
 
-def lose(data: Path, durable: Path, *, keep: float) -> int:
-    """Cuts each append-only file below `data` back to what an fsync had brought to the disk, but for the share `keep` of the rest.
+def lose(data: Path, durable: Path, torn: random.Random | None) -> int:
+    """Cuts each append-only file below `data` back to what an fsync had brought to the disk: a power loss at its worst.
 
-    0 is a power loss at its worst, between 0 and 1 leaves a torn tail. Returns how many bytes are gone. The server must be dead.
+    `torn`: a part of the rest stays, and ends in the middle of a transaction if there is one. Returns how many bytes are gone. The server must
+    be dead.
     """
     gone = 0
     for path in data.glob("appendonlydir/*.incr.aof"):
         found = path.stat()
         note = durable / str(found.st_ino)
         safe = min(int.from_bytes(note.read_bytes(), "little"), found.st_size) if note.exists() else 0
-        size = safe + int((found.st_size - safe) * keep)
-        gone += found.st_size - size
         with path.open("r+b") as file:
-            file.truncate(size)
+            file.seek(safe)
+            kept = 0 if torn is None else _half(file.read(), torn)
+            file.truncate(safe + kept)
+        gone += found.st_size - safe - kept
     return gone
+
+
+def _half(written: bytes, chance: random.Random) -> int:
+    """How much of it stays."""
+    inside: list[range] = []
+    end = 0
+    while (begin := written.find(_MULTI, end)) >= 0:
+        end = written.find(_EXEC, begin)
+        end = len(written) if end < 0 else end
+        inside.append(range(begin + len(_MULTI), end))
+    return chance.choice(chance.choice(inside)) if inside else chance.randrange(len(written) + 1)

@@ -61,7 +61,7 @@ async def _paused(world: World, chance: random.Random) -> str:
     return f"{site.name} SIGSTOP for {seconds} s"
 
 
-async def _die_in_fsync(world: World, keep: float) -> str:
+async def _die_in_fsync(world: World, torn: random.Random | None = None) -> str:
     """Killed while an fsync takes long, so that something is written and not on the disk."""
     site = _single(world)
     async with world.server_lock:
@@ -69,20 +69,22 @@ async def _die_in_fsync(world: World, keep: float) -> str:
         await asyncio.sleep(0.25)
         await asyncio.to_thread(site.server.kill)
         site.knobs.slow(0)
-        gone = site.cut_off(keep)
+        gone = site.cut_off(torn)
         await asyncio.to_thread(site.start)
     return f"{site.name} killed, {gone} bytes of its file gone"
 
 
 async def _power_lost(world: World, _chance: random.Random) -> str:
-    return await _die_in_fsync(world, 0.0)
+    return await _die_in_fsync(world)
 
 
 async def _torn(world: World, chance: random.Random) -> str:
-    """And a second crash soon after: what a careless server appends behind half a transaction is lost then."""
-    said = await _die_in_fsync(world, chance.uniform(0.05, 0.98))
-    await asyncio.sleep(1.0)
-    return f"{said}; {await _killed(world, chance)}"
+    """Some times, and a last crash soon after: what a careless server appends behind half a transaction is lost then."""
+    said = []
+    for _ in range(3):
+        said.append(await _die_in_fsync(world, chance))
+        await asyncio.sleep(0.7)
+    return f"{'; '.join(said)}; {await _killed(world, chance)}"
 
 
 async def _slow_disk(world: World, chance: random.Random) -> str:

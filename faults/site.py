@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import random
 import shutil
 import subprocess
 import time
@@ -85,9 +86,9 @@ class Single:
         keeper.repair(self.server.directory, plan)
         self.server.start()
 
-    def cut_off(self, keep: float) -> int:
-        """A power loss: what no fsync had brought to the disk is gone, but for the share `keep`. It must be dead."""
-        return disk.lose(self.server.directory, self.durable, keep=keep)
+    def cut_off(self, torn: random.Random | None) -> int:
+        """A power loss: what no fsync had brought to the disk is gone; if `torn`, up to the middle of a transaction. It must be dead."""
+        return disk.lose(self.server.directory, self.durable, torn)
 
 
 class Many:
