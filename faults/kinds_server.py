@@ -175,6 +175,18 @@ async def _dies_between(world: World, _chance: random.Random) -> str:
     return "publishers killed between sending and reply" + ("" if fired else ", which did not come")
 
 
+async def _first_call_lost(world: World, chance: random.Random) -> str:
+    """A new publisher has many events to publish at once, and the call that they all wait for is lost."""
+    proxy = _single(world).proxies["publisher"]
+    fault = chance.choice((Fault.LOSE_REQUEST, Fault.LOSE_REPLY))
+    await asyncio.to_thread(proxy.fail, fault, 1, command("HSETNX", "headrace:topics", "orders"))
+    for member in world.crew.of(*PUBLISHERS):
+        member.send(signal.SIGKILL)
+    fired = await asyncio.to_thread(proxy.fired.wait, 4.0)
+    await asyncio.to_thread(proxy.fail, None)
+    return f"publishers killed, {fault.name if fired else 'nothing came'}"
+
+
 async def _cold_start(world: World, chance: random.Random) -> str:
     """Publishers begin, and have events to publish, before their server is there; it goes away again when they have just connected."""
     site = _single(world)
@@ -254,6 +266,7 @@ KINDS: Final = (
         for name in ("publisher", "relay", "worker")
     ),
     Kind("publisher dies between sending and reply", _dies_between, _SITES),
+    Kind("first call of a publisher lost", _first_call_lost, _SITES),
     Kind("publishers begin while the server dies", _cold_start, _SITES),
     Kind("group destroyed", _group_destroyed, _SITES, sql=True),
     Kind("topic grown", _grown, _SITES),
