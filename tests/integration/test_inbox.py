@@ -210,17 +210,22 @@ def test_each_event_is_charged_once_though_the_group_begins_anew(live: Server, d
     """As after a failover that has lost the group's place: the stream's ids say nothing, the events' do."""
 
     async def play(shop: Shop) -> None:
+        shop.also = lambda order, ctx: ctx.publish(shop.bills, Bill(order.id), id=f"bill {order.id}")
         await shop.orders.publish_many(orders(200))
         async with shop.working():
             await until(lambda: handled(live) == 200, "all orders are handled")
         inspector = RedisInspector(Client(shop.app.settings))
         await inspector.seek("orders", "billing", "earliest")
         await inspector.aclose()
-        calls = shop.calls
+        calls, bills = shop.calls, live.command("XLEN", "bills")
         async with shop.working():
             await until(lambda: handled(live) == 200, "all orders are handled again")
         assert shop.calls == calls == 200
         assert database.rows() == ids(200)
+        named = [dict(zip(f[::2], f[1::2], strict=True))[b"id"] for _, f in live.command("XRANGE", "bills", "-", "+")]
+        named = [name for name in named if name.startswith(b"bill ")]
+        assert len(named) == len(set(named)) == 200, "published once, for each has an id of its own"
+        assert live.command("XLEN", "bills") == bills + 200, "without one it comes again, as the guide says"
 
     playing(live, database, play)
 

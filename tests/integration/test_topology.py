@@ -92,6 +92,35 @@ def test_a_topic_grows_while_slots_move(place: Path) -> None:
         play(fleet, plan, lambda: move_slot(fleet, f"orders.{next(numbers) % 6}", password_of(fleet)), 3)
 
 
+def test_a_shared_group_reads_where_its_partition_has_moved_to(place: Path) -> None:
+    async def run(fleet: Fleet) -> None:
+        backend = RedisBackend(Settings(url=fleet.url, durability=Durability.RELAXED))
+        await backend.open()
+        orders = Route("orders")
+        feed = await backend.subscribe(Subscription(orders, "g", "w", lease_s=2.0))
+        for n in range(3):
+            reading = asyncio.ensure_future(patiently(feed))
+            await asyncio.sleep(0.2)
+            await asyncio.to_thread(move_slot, fleet, "orders", password_of(fleet))
+            await backend.publish(orders, [Record(b"%d" % n)])
+            async with asyncio.timeout(10):
+                (delivery,) = await reading
+                assert delivery.fields[-1] == b"%d" % n
+                assert not await feed.commit([delivery])
+        await backend.aclose()
+
+    async def patiently(feed: Any) -> list[Delivery]:
+        while True:
+            try:
+                if got := await feed.take(10, 5.0):
+                    return list(got)
+            except NotConnected:
+                await asyncio.sleep(0.02)
+
+    with cluster.start(place) as fleet:
+        asyncio.run(run(fleet))
+
+
 def killed(fleet: Fleet) -> None:
     node = random.choice(primaries(fleet))
     node.kill()
