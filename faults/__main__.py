@@ -21,7 +21,8 @@ import pytest
 from faults import campaign, disk, report
 from faults.campaign import Round
 from faults.process import ROOT
-from faults.site import SITES, previous_release
+from faults.release import previous_release
+from faults.site import SITES
 from faults.world import BOUND_S, Setup
 from tests.postgres import Postgres
 from tests.servers import ServerAbsent
