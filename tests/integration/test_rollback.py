@@ -155,5 +155,27 @@ def test_as_many_events_are_not_the_same_events(server: Server) -> None:
     playing(server, play)
 
 
+def test_what_is_pending_again_under_a_name_that_was_given_up(server: Server) -> None:
+    async def play(backend: RedisBackend, past: Past) -> None:
+        solo = Route("solo")
+        await backend.publish(solo, [Record(b"%d" % n) for n in range(COUNT)])
+        feed = await backend.subscribe(Subscription(solo, "g", "w", lease_s=1.0))
+        held = await taken(feed, COUNT)
+        await asyncio.to_thread(past.remember)
+        assert not await feed.commit(held)
+        reading = asyncio.ensure_future(feed.take(1, 5.0))
+        while b"xreadgroup" not in server.command("CLIENT", "LIST"):
+            await asyncio.sleep(0.01)
+        server.command("CLIENT", "KILL", "TYPE", "normal")
+        with pytest.raises(NotConnected):
+            await reading
+        assert not await feed.take(1, 0.0), "the name of that read is not used any more"
+        await asyncio.to_thread(past.return_to)
+        assert not await feed.commit(await taken(feed, COUNT))
+        assert server.command("XPENDING", "solo", "g")[0] == 0
+
+    playing(server, play)
+
+
 def _counted(delivery: Delivery) -> Settlement:
     return Settlement(delivery, effects=[(b"HINCRBY", b"counts", delivery.fields[-1], b"1")])

@@ -2,7 +2,7 @@
 
 Each read buffer ("slot") has its own consumer name, `worker/slot`, and is read again only when all it held is settled. So the pending
 count of the name proves to scripts/commit.lua that everything the client holds is still its own, with one question for a whole batch.
-A read whose answer was lost leaves its entries under a name nobody else uses; they are claimed back from it.
+A read whose answer was lost leaves its entries under a name that we hold nothing of; they are claimed back from there.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import contextlib
 import logging
 from collections import deque
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any, Final
 
 from headrace import limits
@@ -43,10 +44,10 @@ class SharedFeed:
         self._keys = keys.group(stream, subscription.group)
         self._free: deque[Slot] = deque()
         self._slots = 0
-        self._lost: list[Slot] = []
-        """May hold what never arrived here."""
-        self._retired: list[Slot] = []
-        """Were lost and are emptied; a read that was given up may still reach the server."""
+        self._filled: set[Slot] = set()
+        """Hold something."""
+        self._strays = False
+        """Whether there may be entries under names of ours that we do not know to hold them."""
         self._ahead: deque[Delivery] = deque()
         self._wire: Wire | None = None
         self._wire_id = 0
@@ -118,7 +119,8 @@ class SharedFeed:
         wire = await self._connect(wait_s)
         try:
             await self._put_aside()
-            await self._find_lost(limit)
+            if self._strays:
+                await self._claim(limit, self._filled)
             if self.dead_workers and not self._ahead:
                 await self._claim(limit, None)
         except ServerSaid as e:
@@ -138,7 +140,9 @@ class SharedFeed:
             await self._rejoin()
             return
         except BaseException:
-            self._lost.append(slot)  # the server may have given it entries that never arrived
+            self._strays = (
+                True  # the server may have given it entries that never arrived, or may do so yet: it is not used again
+            )
             raise
         if not reply:
             self._free.append(slot)
@@ -154,15 +158,6 @@ class SharedFeed:
                 events = slot.retry.receive(entries)  # never packed
             self._ahead.extend(events)
 
-    async def _find_lost(self, limit: int) -> None:
-        """Claims what never arrived here."""
-        while self._lost:
-            lost = self._lost[-1]
-            await self._claim(limit, lost)
-            self._lost.remove(lost)  # meanwhile others may have come
-            if not lost.swept:
-                self._retired.append(lost)
-
     def _new_slot(self) -> Slot:
         self._slots += 1
         return Slot(b"%b/%d" % (self._sub.consumer.encode(), self._slots), self._own, self._keys)
@@ -170,17 +165,16 @@ class SharedFeed:
     def _mark(self, slot: Slot) -> None:
         """It is filled now: over these connections."""
         slot.wire, slot.commits = self._wire, self._client.connected(self._own.stream)
+        self._filled.add(slot)
 
     async def _connect(self, wait_s: float) -> Wire:
         """The connection for reads.
 
-        Who answers on a new one may be another server, which has not heard of our last commits: what it holds under the names of our slots
-        is looked at again.
+        Who answers on a new one may be another server, which has not heard of our last commits: what it holds under our names is looked at again.
         """
         if self._wire is None or self._wire.closed is not None:
             if self._wire is not None:
-                self._lost += self._free
-                self._free.clear()
+                self._strays = True
             self._wire = await self._client.open(self._own.stream, self._client.settings.request_s + wait_s)
             self._wire_id = await self._wire.send(pack(("CLIENT", "ID")))
         return self._wire
@@ -190,7 +184,7 @@ class SharedFeed:
         if wait_s > 0:
             words += ("BLOCK", max(int(wait_s * 1000), 1))
         self._reading = wire.send(pack((*words, "STREAMS", self._own.stream, self._keys.retry, ">", ">")))
-        if self._closed is not None or self.dead_workers or self._lost:
+        if self._closed is not None or self.dead_workers or self._strays:
             self._unblock()
         try:
             return await self._reading
@@ -202,10 +196,7 @@ class SharedFeed:
 
     def sweep(self) -> None:
         """Looks at everything that anybody might have left behind; called once in a while."""
-        for slot in self._retired:
-            slot.swept = True
-        self._lost += self._retired
-        self._retired.clear()
+        self._strays = True
         self.look_around()
 
     def look_around(self) -> None:
@@ -218,18 +209,22 @@ class SharedFeed:
         if self._reading is not None and wire is not None:
             _forget(wire.send(pack(("CLIENT", "UNBLOCK", self._wire_id))))
 
-    async def _claim(self, limit: int, lost: Slot | None) -> None:
+    async def _claim(self, limit: int, held: AbstractSet[Slot] | None) -> None:
+        """Takes what is of the dead, or what is ours and not under a name that we hold."""
         slot = self._new_slot()
         try:
             taken = await takeover.claim(
-                self._client, self._sub, self._stream, slot, max(limit // self._packed, 1), lost
+                self._client, self._sub, self._stream, slot, max(limit // self._packed, 1), held
             )
         except NotConnected:
-            self._lost.append(slot)  # the server may have claimed them for it
+            self._strays = True  # the server may have claimed them for it
             raise
-        if lost is None:
+        if held is None:
             self.dead_workers = bool(taken)
-        self._mark(slot)
+        else:
+            self._strays = bool(taken)
+        if taken:
+            self._mark(slot)
         for deliveries, deaths in taken:
             if deaths >= limits.deaths_max:
                 reason = b"%d workers that held it died" % deaths
@@ -262,10 +257,10 @@ class SharedFeed:
 
     def _freed(self, slot: Slot) -> None:
         """All that this slot held is settled."""
-        if slot.wire is self._wire:
-            self._free.append(slot)
-        else:
-            self._lost.append(slot)  # see _connect
+        self._filled.discard(slot)
+        self._free.append(slot)
+        if slot.wire is not self._wire:  # see _connect
+            self._strays = True
             self._unblock()
         if slot is self._suspect:
             self._suspect = None

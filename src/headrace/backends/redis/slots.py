@@ -73,7 +73,7 @@ class Pack:
 class Slot:
     """A read buffer: its consumer name and what it holds."""
 
-    __slots__ = ("commits", "main", "name", "retry", "swept", "wire")
+    __slots__ = ("commits", "main", "name", "retry", "wire")
 
     def __init__(self, name: bytes, own: keys.PartitionKeys, group: keys.GroupKeys) -> None:
         self.name = name
@@ -81,8 +81,6 @@ class Slot:
         """The connection over which it was filled last."""
         self.commits: object = None
         """The one for commits at that moment. Over another, the server may be another, too, and know of other entries under our name."""
-        self.swept = False
-        """It was given up, emptied, and emptied once more some time later."""
         self.main = Hold(self, own.stream)
         self.retry = Hold(self, group.retry)
 

@@ -1,9 +1,9 @@
-"""Taking over what a dead worker holds, or what a lost answer left under a name of ours."""
+"""Taking over what a dead worker holds, or what is under names of ours without our knowing of it."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from headrace import limits
 from headrace.backends.contract import Delivery, Subscription
@@ -15,11 +15,12 @@ log = logging.getLogger("headrace.redis")
 
 
 async def claim(
-    client: Client, subscription: Subscription, stream: str, slot: Slot, limit: int, lost: Slot | None
+    client: Client, subscription: Subscription, stream: str, slot: Slot, limit: int, held: Iterable[Slot] | None
 ) -> list[tuple[Sequence[Delivery], int]]:
-    """Puts up to `limit` entries of dead workers into `slot`, or all that `lost` holds: each one's events, and how many workers it saw die.
+    """Puts up to `limit` entries of dead workers into `slot`: each one's events, and how many workers it saw die.
 
-    Raises as the client does; after NotConnected the entries may be under the slot's name.
+    With `held`, those that are under other names of ours than these instead. Raises as the client does; after NotConnected the entries may be under
+    the slot's name.
     """
     group = subscription.group
     own = keys.group(stream, group)
@@ -29,17 +30,17 @@ async def claim(
         group,
         subscription.consumer,
         slot.name,
-        2 * limits.read_records_max if lost else limit,  # a read brings as many as that of each of two streams
+        limit,
         int(subscription.lease_s * 1000),
         limits.deaths_alone,
-        lost.name if lost else b"",
+        *((b"dead",) if held is None else (b"own", *[s.name for s in held])),
     )
     if gone:
         log.error("%s, group %s: %d events were deleted on the server before they were handled", stream, group, gone)
-    if taken and lost is None:
+    if taken and held is None:
         log.warning("%s, group %s: took over %d events of a worker that died", stream, group, len(taken))
     out: list[tuple[Sequence[Delivery], int]] = []
     for source, deaths, id_, fields in taken:
         hold = slot.main if source == 1 else slot.retry
-        out.append((hold.receive([(id_, fields)]), 0 if lost else deaths))
+        out.append((hold.receive([(id_, fields)]), deaths if held is None else 0))
     return out

@@ -1,0 +1,228 @@
+"""The criteria by which event systems are judged: each says its number, how much it weighs, and where it is known from.
+
+A gate rules a system out. Points are judgement, made so that a team's own experience and one server less to run decide between systems that all
+would do. What is said of Redis Streams is measured (`capacity.py`); of the others it is what their documentation promises.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final, Literal
+
+from msgspec import Struct
+
+from headrace import limits
+from headrace.stack.capacity import CPU_SHARE, MEMORY_SHARE, Capacity, Load
+from headrace.stack.manifest import Requirements
+from headrace.stack.quantity import Duration, Rate, Size
+
+REDIS, KAFKA, NATS, RABBIT = "redis-streams", "kafka", "nats-jetstream", "rabbitmq"
+SYSTEMS: Final = (REDIS, KAFKA, NATS, RABBIT)
+"""In the order in which equals are preferred."""
+
+_SERVERS_MAX: Final = 6
+"""A Cluster with more primaries than this is no longer the simple choice."""
+_DAYS_7: Final = Duration(7 * 86_400)
+_GROUPS_MANY: Final = 50
+_BODY_LARGE: Final = Size(64 * 2**10)
+_RABBIT_QUEUE_PER_S: Final = Rate(50_000)
+_NATS_STREAM_PER_S: Final = Rate(200_000)
+
+
+class Asked(Struct, frozen=True):
+    """All that a criterion may look at."""
+
+    requirements: Requirements
+    load: Load
+    capacity: Capacity
+
+
+class Judgement(Struct, frozen=True):
+    """What one criterion says of one system."""
+
+    criterion: str
+    system: str
+    points: float
+    says: str
+    source: Literal["measured", "documented", "judgement", "asked for"]
+    gate: bool = False
+    """It rules the system out."""
+
+
+Criterion = Callable[[Asked], list[Judgement]]
+
+
+def licence(asked: Asked) -> list[Judgement]:
+    """Is it free software, and is it free of copyleft?"""
+    known = {
+        REDIS: ("BSD-3 (Valkey, and Redis up to 7.2)", True),
+        KAFKA: ("Apache-2.0", True),
+        NATS: ("Apache-2.0", True),
+        RABBIT: ("MPL-2.0, a copyleft of files", False),
+    }
+    permissive = asked.requirements.licence == "permissive"
+    return [
+        Judgement("licence", system, 0, name, "documented", gate=permissive and not free)
+        for system, (name, free) in known.items()
+    ]
+
+
+def memory(asked: Asked) -> list[Judgement]:
+    """Redis Streams live in memory; the others on disks."""
+    load, needs = asked.load, asked.capacity
+    kept = max(load.retention, load.outage)
+    says = (
+        f"{load.rate} of {load.payload} kept for {kept}: {needs.events_kept:,} events, {needs.memory}, which is {needs.servers_for_memory} "
+        f"server{'s' if needs.servers_for_memory > 1 else ''} of {load.memory} filled to {MEMORY_SHARE:.0%}"
+    )
+    points = 1.0 if needs.servers_for_memory == 1 else -1.0
+    out = [Judgement("memory", REDIS, points, says, "measured", gate=needs.servers_for_memory > _SERVERS_MAX)]
+    return out + [
+        Judgement("memory", s, 0, f"{Size(needs.events_kept * load.payload)} on disks", "documented")
+        for s in SYSTEMS[1:]
+    ]
+
+
+def rate(asked: Asked) -> list[Judgement]:
+    """How much the peak asks of servers that execute on one thread, and of one ordered stream."""
+    load, needs = asked.load, asked.capacity
+    one = asked.requirements.ordering == "global"
+    says = f"{load.peak} at the peak for {load.groups} group{'s' if load.groups > 1 else ''}: {needs.cores:.2f} cores of servers' main threads"
+    if needs.servers_for_rate > 1:
+        says += f", {needs.servers_for_rate} primaries at {CPU_SHARE:.0%}"
+    fits = needs.servers_for_rate <= (1 if one else _SERVERS_MAX)
+    out = [
+        Judgement("peak rate", REDIS, 1.0 if needs.servers_for_rate == 1 else -1.0, says, "measured", gate=not fits),
+        Judgement("peak rate", KAFKA, 1.0, "more partitions take more, into the millions", "documented"),
+    ]
+    for system, most in ((NATS, _NATS_STREAM_PER_S), (RABBIT, _RABBIT_QUEUE_PER_S)):
+        over = load.peak > most
+        says = f"about {most} in one replicated stream or queue, {load.peak} asked for"
+        out.append(Judgement("peak rate", system, -1.0 if over else 0.0, says, "judgement", gate=over and one))
+    return out
+
+
+def replay(asked: Asked) -> list[Judgement]:
+    """How far back somebody wants to read."""
+    wanted = asked.requirements.replay
+    far = wanted == "weeks" or asked.load.retention >= _DAYS_7
+    if wanted == "none" and not far:
+        return [Judgement("replay", s, 0, "not asked for", "asked for") for s in SYSTEMS]
+    length = f"{wanted}, kept for {asked.load.retention}"
+    points = (
+        {REDIS: -2.0, KAFKA: 2.0, NATS: 1.0, RABBIT: -1.0} if far else {REDIS: 0.5, KAFKA: 1.0, NATS: 0.5, RABBIT: -1.0}
+    )
+    says = {
+        REDIS: f"{length}: all of it in memory",
+        KAFKA: f"{length}: what a log on disks is made for, with tiers and compaction",
+        NATS: f"{length}: from files of the stream",
+        RABBIT: f"{length}: streams can, quorum queues cannot",
+    }
+    return [Judgement("replay", s, points[s], says[s], "documented") for s in SYSTEMS]
+
+
+def loss(asked: Asked) -> list[Judgement]:
+    """What a lost server may take with it."""
+    if asked.requirements.loss != "none":
+        return [Judgement("loss", s, 0, f"{asked.requirements.loss} may be lost", "asked for") for s in SYSTEMS]
+    says = {
+        REDIS: "level quorum waits for a replica, which survives the loss of one server; the failover itself is decided by sentinels or a Cluster "
+        "and not by the data",
+        KAFKA: "acks=all with min.insync.replicas: the new leader has what was acknowledged",
+        NATS: "three replicas that agree (Raft)",
+        RABBIT: "quorum queues agree (Raft)",
+    }
+    points = {REDIS: -0.5, KAFKA: 0.5, NATS: 0.5, RABBIT: 0.5}
+    return [
+        Judgement("loss", s, points[s], f"none: {says[s]}", "measured" if s == REDIS else "documented") for s in SYSTEMS
+    ]
+
+
+def datacenters(asked: Asked) -> list[Judgement]:
+    """Where events are published."""
+    count = asked.requirements.datacenters
+    if count == 1:
+        return [Judgement("data centres", s, 0, "one", "asked for") for s in SYSTEMS]
+    says = {
+        REDIS: "no free server replicates in both directions",
+        KAFKA: "MirrorMaker, or one cluster stretched over them",
+        NATS: "clusters of clusters, with mirrors",
+        RABBIT: "federation and shovels",
+    }
+    points = {REDIS: 0.0, KAFKA: 1.0, NATS: 1.5, RABBIT: 0.0}
+    return [
+        Judgement("data centres", s, points[s], f"{count}: {says[s]}", "documented", gate=s == REDIS) for s in SYSTEMS
+    ]
+
+
+def order(asked: Asked) -> list[Judgement]:
+    """Whether the events of a key are handled in their order."""
+    wanted = asked.requirements.ordering
+    if wanted == "none":
+        return [Judgement("order", s, 0, "not asked for", "asked for") for s in SYSTEMS]
+    says = {
+        REDIS: "partitions leased to one worker each, a failed event holds up its own key alone",
+        KAFKA: "per partition; a failed event holds up its partition unless the application parks it",
+        NATS: "per subject, with one message in flight",
+        RABBIT: "per queue, with a single active consumer",
+    }
+    points = {REDIS: 1.0, KAFKA: 1.0, NATS: -0.5, RABBIT: -0.5}
+    return [
+        Judgement("order", s, points[s], f"{wanted}: {says[s]}", "measured" if s == REDIS else "documented")
+        for s in SYSTEMS
+    ]
+
+
+def groups(asked: Asked) -> list[Judgement]:
+    """How many services handle each event."""
+    many = asked.load.groups > _GROUPS_MANY
+    says = f"{asked.load.groups} groups"
+    points = {REDIS: -1.0, KAFKA: 1.0, NATS: 1.0, RABBIT: -0.5} if many else dict.fromkeys(SYSTEMS, 0.0)
+    notes = {REDIS: ": each is work of the server for every event", KAFKA: ": each is an offset"} if many else {}
+    return [Judgement("groups", s, points[s], says + notes.get(s, ""), "judgement") for s in SYSTEMS]
+
+
+def body(asked: Asked) -> list[Judgement]:
+    """Large bodies belong elsewhere, with a reference in the event."""
+    size = asked.load.payload
+    most = {REDIS: Size(limits.body_bytes_max), KAFKA: Size(2**20), NATS: Size(2**20), RABBIT: Size(16 * 2**20)}
+    return [
+        Judgement(
+            "body",
+            s,
+            -0.5 if s == REDIS and size > _BODY_LARGE else 0.0,
+            f"{size} of at most {most[s]}",
+            "documented",
+            gate=size > most[s],
+        )
+        for s in SYSTEMS
+    ]
+
+
+def team(asked: Asked) -> list[Judgement]:
+    """What is known already is run well."""
+    known = set(asked.requirements.team)
+    words = {REDIS: {"redis", "valkey"}, KAFKA: {"kafka"}, NATS: {"nats"}, RABBIT: {"rabbitmq"}}
+    return [
+        Judgement("team", s, 2.0, f"runs {', '.join(sorted(known & words[s]))} already", "asked for")
+        if known & words[s]
+        else Judgement("team", s, 0.0, "would be new", "asked for")
+        for s in SYSTEMS
+    ]
+
+
+def operations(_: Asked) -> list[Judgement]:
+    """What it takes to keep it up."""
+    says = {
+        REDIS: (1.0, "one process with a file; with high availability a replica and three sentinels"),
+        KAFKA: (-1.0, "three to six processes (KRaft), partitions to be placed, a JVM to be sized"),
+        NATS: (0.0, "three processes"),
+        RABBIT: (-0.5, "three processes, Erlang"),
+    }
+    return [Judgement("operations", s, *says[s], "judgement") for s in SYSTEMS]
+
+
+CRITERIA: Final[tuple[Criterion, ...]] = (
+    *(licence, memory, rate, replay, loss, datacenters),
+    *(order, groups, body, team, operations),
+)
