@@ -25,7 +25,8 @@ RANKS: tuple[tuple[str, ...], ...] = (
     ("app",),
     ("",),  # the package root: the public names
     ("demo",),
-    ("cli", "console", "stack"),
+    ("stack",),
+    ("cli", "console"),
     ("__main__",),
 )
 """From the bottom up. A module may import what stands in a lower row, or its own unit; within a row only files of one folder meet."""

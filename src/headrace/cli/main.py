@@ -36,6 +36,8 @@ _COMMANDS: Final = {
     "ledger": ("ledger", "prove that nothing is missing: where every event stands"),
     "relay": ("relay", "send what an app's transactions have published to its outbox"),
     "sql": ("sql", "make or show the tables of inbox and outbox in a database"),
+    "stack": ("stack", "which event system a service needs and why; and whether its manifest says what is true"),
+    "explain": ("stack", "explain a finding of `headrace stack lint`"),
     "doctor": ("doctor", "check what the server would forget, and how to fix it"),
 }
 """name -> (module, what it does). The module is imported when the command is called."""

@@ -1,0 +1,132 @@
+"""`headrace stack` and `headrace explain`: the advice, the lint and the schema of `stack.yaml`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+from headrace.cli import output
+from headrace.cli.command import Command, add_json, add_server, count
+from headrace.cli.exits import NO, OK
+from headrace.errors import ConfigurationError
+
+_MANIFEST = "stack.yaml"
+
+
+def _arguments(parser: argparse.ArgumentParser) -> None:
+    from headrace.cli import advise
+
+    ways = parser.add_subparsers(metavar="advise|lint|calibrate|schema", required=True)
+
+    def way(name: str, purpose: str, execute: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
+        sub = ways.add_parser(
+            name, help=purpose, description=purpose[0].upper() + purpose[1:] + ".", allow_abbrev=False
+        )
+        sub.set_defaults(way=execute)
+        return sub
+
+    advise.arguments(
+        way("advise", "say which event system the requirements ask for, with every number", advise.execute)
+    )
+    lint = way("lint", "hold what a manifest, code and settings claim against what is so", _lint)
+    lint.add_argument("manifest", metavar="FILE", nargs="?", default=_MANIFEST, type=Path, help=f"({_MANIFEST})")
+    lint.add_argument(
+        "--code", metavar="FOLDER", type=Path, help="look through these files, too; default: where the manifest is"
+    )
+    lint.add_argument("--format", choices=("text", "json", "github", "sarif"), default="text")
+    calibrate = way(
+        "calibrate",
+        "measure what an event costs on your server; some thousands are published and deleted again",
+        _calibrate,
+    )
+    add_server(calibrate)
+    calibrate.add_argument("--events", metavar="N", type=count, default=20_000, help="of each of two sizes (20,000)")
+    calibrate.add_argument("--write", metavar="FILE", type=Path, help="for `headrace stack advise --facts FILE`")
+    way("schema", "print the JSON Schema of stack.yaml, for editors", _schema)
+
+
+def _execute(args: argparse.Namespace) -> int:
+    try:
+        import yaml  # noqa: F401 - whether it is there
+    except ImportError:
+        raise ConfigurationError("`headrace stack` needs PyYAML: pip install 'headrace[stack]'") from None
+    code: int = args.way(args)
+    return code
+
+
+def _lint(args: argparse.Namespace) -> int:
+    from headrace.stack import claims, facts, finding, manifest, sources
+
+    read = manifest.load(args.manifest)
+    found = claims.lint(read, facts.load())
+    found += sources.scan(args.code or args.manifest.resolve().parent, read)
+    if args.format == "json":
+        output.json(found)
+    elif args.format == "sarif":
+        output.json(finding.sarif(found))
+    else:
+        for one in found:
+            output.line(finding.github(one) if args.format == "github" else str(one))
+        if args.format == "text":
+            codes = ", ".join(sorted({f.code for f in found}))
+            output.note(
+                f"{output.plural(len(found), 'finding')}; `headrace explain` says more about {codes}"
+                if found
+                else "nothing found"
+            )
+    return NO if any(f.severity == "error" for f in found) else OK
+
+
+def _calibrate(args: argparse.Namespace) -> int:
+    import asyncio
+
+    from headrace.cli.server import open_server
+    from headrace.stack import calibrate, facts
+
+    stage = output.Stage()
+    with open_server(args) as settings:
+        try:
+            measured = asyncio.run(calibrate.calibrate(settings, args.events, stage.show))
+        finally:
+            stage.end()
+    if args.json:
+        output.json(measured)
+    elif args.write is not None:
+        args.write.write_text(facts.written(measured), encoding="utf-8")
+        output.line(f"written to {args.write}; use it by `headrace stack advise --facts {args.write}`")
+    else:
+        output.line(facts.written(measured).rstrip())
+    return OK
+
+
+def _schema(_: argparse.Namespace) -> int:
+    from headrace.stack import manifest
+
+    output.json(manifest.schema())
+    return OK
+
+
+def _explain_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("code", metavar="CODE", nargs="?", help="such as HR301; without one, all are listed")
+    add_json(parser)
+
+
+def _explain(args: argparse.Namespace) -> int:
+    from headrace.stack import finding
+
+    if args.code is None:
+        if args.json:
+            output.json(finding.TITLES)
+        else:
+            output.table(("code", "finding"), finding.TITLES.items())
+        return OK
+    page = finding.page(args.code.upper())
+    if args.json:
+        output.json({"code": args.code.upper(), "page": page})
+    else:
+        output.line(page.rstrip())
+    return OK
+
+
+COMMANDS = {"stack": Command(_arguments, _execute), "explain": Command(_explain_arguments, _explain)}
