@@ -9,6 +9,7 @@ import pytest
 from redis.asyncio import UnixDomainSocketConnection
 
 from headrace.backends.contract import Record, Route, Subscription
+from headrace.backends.redis import takeover
 from headrace.backends.redis.backend import RedisBackend
 from headrace.backends.redis.client import Client
 from headrace.backends.redis.shared import SharedFeed
@@ -66,6 +67,36 @@ def test_a_connection_that_is_cut_just_when_it_is_opened_is_known_to_be(
                     await client.command("PING")
         assert await client.command("PING") == b"PONG"
         await client.aclose()
+
+    asyncio.run(play())
+
+
+def test_there_may_be_reason_to_look_again_while_one_looks(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def play() -> None:
+        backend = RedisBackend(Settings(url=server.url))
+        await backend.open()
+        orders = Route("orders")
+        feed = await backend.subscribe(Subscription(orders, "g", "w"))
+        assert isinstance(feed, SharedFeed)
+        await backend.publish(orders, [Record(b"1")])
+        claim = takeover.claim
+
+        async def late(*words: Any) -> Any:
+            taken = await claim(*words)
+            if not server.command("XPENDING", "orders", "g")[0]:
+                server.command("XREADGROUP", "GROUP", "g", "w/0", "STREAMS", "orders", ">")
+                feed.sweep()
+            return taken
+
+        feed.sweep()
+        monkeypatch.setattr(takeover, "claim", late)
+        got: list[Any] = []
+        async with asyncio.timeout(10):
+            while not got:
+                got += await feed.take(10, 0.1)
+        assert [d.fields[-1] for d in got] == [b"1"]
+        assert not await feed.commit(got)
+        await backend.aclose()
 
     asyncio.run(play())
 

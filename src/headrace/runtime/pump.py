@@ -240,7 +240,9 @@ class Pump:
     def _committed(self, task: asyncio.Task[None]) -> None:
         self._commits.discard(task)
         if not task.cancelled() and (bug := task.exception()) is not None:
-            log.critical("a commit failed in an unforeseen way; this worker ends, so that others handle its events")
+            log.critical(
+                "a commit failed in an unforeseen way; this worker ends, so that others handle its events", exc_info=bug
+            )
             self._bug = bug
             self._end()
 

@@ -140,9 +140,8 @@ class SharedFeed:
             await self._rejoin()
             return
         except BaseException:
-            self._strays = (
-                True  # the server may have given it entries that never arrived, or may do so yet: it is not used again
-            )
+            # The server may have given it entries that never arrived, or may do so yet: it is not used again.
+            self._strays = True
             raise
         if not reply:
             self._free.append(slot)
@@ -212,18 +211,21 @@ class SharedFeed:
     async def _claim(self, limit: int, held: AbstractSet[Slot] | None) -> None:
         """Takes what is of the dead, or what is ours and not under a name that we hold."""
         slot = self._new_slot()
+        if held is None:  # before the call: meanwhile there may be reason to look again
+            self.dead_workers = False
+        else:
+            self._strays = False
         try:
             taken = await takeover.claim(
                 self._client, self._sub, self._stream, slot, max(limit // self._packed, 1), held
             )
-        except NotConnected:
+        except BaseException:
+            self.dead_workers = self.dead_workers or held is None
             self._strays = True  # the server may have claimed them for it
             raise
-        if held is None:
-            self.dead_workers = bool(taken)
-        else:
-            self._strays = bool(taken)
-        if taken:
+        if taken:  # there may be more
+            self.dead_workers = self.dead_workers or held is None
+            self._strays = self._strays or held is not None
             self._mark(slot)
         for deliveries, deaths in taken:
             if deaths >= limits.deaths_max:
