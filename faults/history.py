@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -86,19 +87,14 @@ def collect(servers: Sequence[redis.Redis], database: str, directory: Path, ledg
     """Reads everything; nothing runs any more. `servers`: every primary; `database`: a psycopg URL, or empty."""
     found = History([], [], [], [], {}, {}, {}, [], [], [], {}, [], {}, 0, ledgers, sql=bool(database))
     _read_journals(directory, found)
-    streams: dict[str, redis.Redis] = {}
-    for server in servers:
-        for key in server.scan_iter(count=1_000):
-            name = key.decode()
-            if name == "done" or (name.startswith("orders.") and name.count(".") == 1):
-                streams[name] = server
-            _read_effects(server, name, found)
-    for name in sorted(streams, key=_partition):  # a key that moved to another partition was in the lower one before
-        for body in _bodies(streams[name], name):
-            if name == "done":
-                found.done.append(f"{body['by']} {body['key']} {body['n']}")
-            else:
-                found.log.append((body["key"], body["n"]))
+    names = {key.decode(): server for server in servers for key in server.scan_iter(count=1_000)}
+    for name in sorted(names, key=_partition):  # a key that moved to another partition was in the lower one before
+        if name == "done":
+            found.done += [f"{body['by']} {body['key']} {body['n']}" for body in _bodies(names[name], name)]
+        elif name.startswith("orders.") and name.count(".") == 1:
+            found.log += [(body["key"], body["n"]) for body in _bodies(names[name], name)]
+        else:
+            _read_effects(names[name], name, found)
     if database:
         with psycopg.connect(database) as connection:
             _read_tables(connection, found)
@@ -125,9 +121,7 @@ def _read_effects(server: redis.Redis, name: str, found: History) -> None:
         found.closed.update(_counts(server, name))
     elif rest.startswith("ledger:"):
         numbers: Any = server.lrange(name, 0, -1)
-        own, key = [int(n) for n in numbers], rest.removeprefix("ledger:")
-        before = found.ledger.get(key, [])
-        found.ledger[key] = before + own if not own or not before or before[0] < own[0] else own + before
+        found.ledger.setdefault(rest.removeprefix("ledger:"), []).extend(map(int, numbers))
     elif rest.startswith("dead:"):
         group = rest.removeprefix("dead:")
         letters = found.dead.setdefault(group if home.startswith("{orders") else f"done/{group}", [])
@@ -140,7 +134,9 @@ def _counts(server: redis.Redis, name: str) -> dict[str, int]:
 
 
 def _partition(name: str) -> int:
-    return int(name.removeprefix("orders.")) if name.startswith("orders.") else -1
+    """The number in `orders.3` and in `{orders.3}:ledger:a`."""
+    own = re.match(r"\{?orders\.(\d+)", name)
+    return -1 if own is None else int(own[1])
 
 
 def _bodies(server: redis.Redis, stream: str) -> Iterator[dict[str, Any]]:
