@@ -58,7 +58,7 @@ def test_what_is_read_of_a_topic_that_grew_twice_and_is_packed(tmp_path: Path) -
         with redis.Redis(unix_socket_path=server.socket) as client:
             found = history.collect([client], "", tmp_path, [])
     assert found.log == [("a", 0), ("a", 1), ("a", 2)]
-    assert found.ledger == dict.fromkeys(keys, [0, 1, 6, 7, 8, 9])
+    assert found.ledger == {key: [0, 1, 6, 7, 8, 9] for key in keys}
 
 
 @pytest.mark.parametrize("mutant", mutants.MUTANTS, ids=lambda m: m.name.replace(" ", "-"))

@@ -142,27 +142,18 @@ def _asked() -> dict[str, Any]:
 
 
 def _print(advice: Any) -> None:
-    load, needs = advice.load, advice.capacity
+    from headrace.stack import decision
+
     output.line(f"{advice.choice}: {advice.why}")
-    if load.assumed:
-        output.line(f"assumed: {'; '.join(load.assumed)}")
+    if advice.load.assumed:
+        output.line(f"assumed: {'; '.join(advice.load.assumed)}")
     output.line("")
     output.table(
         ("system", "points", "ruled out by"),
         ((r.system, f"{r.score:+g}", ", ".join(r.ruled_out)) for r in advice.systems),
     )
     output.line("")
-    output.table(
-        ("on Redis Streams", "it takes"),
-        (
-            ("events kept", f"{needs.events_kept:,}"),
-            ("memory", f"{needs.memory} on {output.plural(needs.servers_for_memory, 'server')} of {load.memory}"),
-            ("server time at the peak", f"{needs.cores:.2f} cores, {output.plural(needs.servers_for_rate, 'server')}"),
-            ("append-only files", f"up to {needs.file}, {needs.append_per_s}/s at the peak"),
-            ("worker processes of a group", f"{needs.workers}"),
-            ("partitions", f"{needs.partitions}"),
-        ),
-    )
+    output.table(("on Redis Streams", "it takes"), decision.takes(advice))
     if advice.flips:
         output.line("")
         output.table(("it would be", "with"), ((f.choice, f.change) for f in advice.flips))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 from collections.abc import Callable
 from functools import partial
 from typing import Final, NamedTuple
@@ -51,6 +52,14 @@ def count(text: str) -> int:
     if not text.isascii() or not text.isdigit() or int(text) < 1:
         raise ConfigurationError(f"number: expected 1 or more, got {text!r}")
     return int(text)
+
+
+def require(module: str, says: str, extra: str) -> None:
+    """Raises ConfigurationError if a library that only some commands need is not there."""
+    try:
+        importlib.import_module(module)
+    except ImportError:
+        raise ConfigurationError(f"{says}: pip install 'headrace[{extra}]'") from None
 
 
 def confirm(args: argparse.Namespace, consequence: str) -> None:

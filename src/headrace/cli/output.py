@@ -28,8 +28,15 @@ def note(text: str) -> None:
 
 
 def json(value: Any) -> None:
-    """A value as indented JSON: structs become objects with the names of their fields."""
-    line(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
+    """A value as indented JSON: structs become objects with the names of their fields, quantities plain numbers."""
+    line(msgspec.json.format(msgspec.json.encode(value, enc_hook=_plain), indent=2).decode())
+
+
+def _plain(value: Any) -> Any:
+    """Of a kind of number; the library calls it for what it cannot encode by itself."""
+    if isinstance(value, int | float):
+        return int(value) if isinstance(value, int) else float(value)
+    raise NotImplementedError
 
 
 def json_line(value: Any) -> None:

@@ -7,7 +7,7 @@ import asyncio
 from typing import Any
 
 from headrace.cli import output
-from headrace.cli.command import Command
+from headrace.cli.command import Command, require
 from headrace.cli.exits import OK
 from headrace.errors import ConfigurationError, NotConnected
 
@@ -31,10 +31,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _execute(args: argparse.Namespace) -> int:
-    try:
-        import sqlalchemy  # noqa: F401 - whether it is there
-    except ImportError:
-        raise ConfigurationError("`headrace sql` needs SQLAlchemy: pip install 'headrace[sql]'") from None
+    require("sqlalchemy", "`headrace sql` needs SQLAlchemy", "sql")
     code: int = args.way(args)
     return code
 

@@ -7,9 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from headrace.cli import output
-from headrace.cli.command import Command, add_json, add_server, count
+from headrace.cli.command import Command, add_json, add_server, count, require
 from headrace.cli.exits import NO, OK
-from headrace.errors import ConfigurationError
 
 _MANIFEST = "stack.yaml"
 
@@ -47,10 +46,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _execute(args: argparse.Namespace) -> int:
-    try:
-        import yaml  # noqa: F401 - whether it is there
-    except ImportError:
-        raise ConfigurationError("`headrace stack` needs PyYAML: pip install 'headrace[stack]'") from None
+    require("yaml", "`headrace stack` needs PyYAML", "stack")
     code: int = args.way(args)
     return code
 

@@ -52,6 +52,28 @@ class Judgement(Struct, frozen=True):
 Criterion = Callable[[Asked], list[Judgement]]
 
 
+def _open(criterion: str, says: str) -> list[Judgement]:
+    """It does not decide between them."""
+    return [Judgement(criterion, system, 0, says, "asked for") for system in SYSTEMS]
+
+
+def _each(
+    criterion: str, asked_for: str, known: dict[str, tuple[float, str]], *, measured: bool = False, gate: str = ""
+) -> list[Judgement]:
+    """Points and a sentence for each system. `measured`: what is said of Redis Streams; `gate`: the system that is ruled out."""
+    return [
+        Judgement(
+            criterion,
+            system,
+            points,
+            f"{asked_for}: {says}",
+            "measured" if measured and system == REDIS else "documented",
+            gate=system == gate,
+        )
+        for system, (points, says) in known.items()
+    ]
+
+
 def licence(asked: Asked) -> list[Judgement]:
     """Is it free software, and is it free of copyleft?"""
     known = {
@@ -107,70 +129,62 @@ def replay(asked: Asked) -> list[Judgement]:
     wanted = asked.requirements.replay
     far = wanted == "weeks" or asked.load.retention >= _DAYS_7
     if wanted == "none" and not far:
-        return [Judgement("replay", s, 0, "not asked for", "asked for") for s in SYSTEMS]
-    length = f"{wanted}, kept for {asked.load.retention}"
-    points = (
-        {REDIS: -2.0, KAFKA: 2.0, NATS: 1.0, RABBIT: -1.0} if far else {REDIS: 0.5, KAFKA: 1.0, NATS: 0.5, RABBIT: -1.0}
+        return _open("replay", "not asked for")
+    points = (-2.0, 2.0, 1.0, -1.0) if far else (0.5, 1.0, 0.5, -1.0)
+    says = (
+        "all of it in memory",
+        "what a log on disks is made for, with tiers and compaction",
+        "from files of the stream",
+        "streams can, quorum queues cannot",
     )
-    says = {
-        REDIS: f"{length}: all of it in memory",
-        KAFKA: f"{length}: what a log on disks is made for, with tiers and compaction",
-        NATS: f"{length}: from files of the stream",
-        RABBIT: f"{length}: streams can, quorum queues cannot",
-    }
-    return [Judgement("replay", s, points[s], says[s], "documented") for s in SYSTEMS]
+    known = dict(zip(SYSTEMS, zip(points, says, strict=True), strict=True))
+    return _each("replay", f"{wanted}, kept for {asked.load.retention}", known)
 
 
 def loss(asked: Asked) -> list[Judgement]:
     """What a lost server may take with it."""
-    if asked.requirements.loss != "none":
-        return [Judgement("loss", s, 0, f"{asked.requirements.loss} may be lost", "asked for") for s in SYSTEMS]
-    says = {
-        REDIS: "level quorum waits for a replica, which survives the loss of one server; the failover itself is decided by sentinels or a Cluster "
-        "and not by the data",
-        KAFKA: "acks=all with min.insync.replicas: the new leader has what was acknowledged",
-        NATS: "three replicas that agree (Raft)",
-        RABBIT: "quorum queues agree (Raft)",
+    wanted = asked.requirements.loss
+    if wanted != "none":
+        return _open("loss", f"{wanted} may be lost")
+    redis = (
+        "level quorum waits for a replica, which survives the loss of one server; the failover itself is decided by sentinels or a Cluster "
+        "and not by the data"
+    )
+    known = {
+        REDIS: (-0.5, redis),
+        KAFKA: (0.5, "acks=all with min.insync.replicas: the new leader has what was acknowledged"),
+        NATS: (0.5, "three replicas that agree (Raft)"),
+        RABBIT: (0.5, "quorum queues agree (Raft)"),
     }
-    points = {REDIS: -0.5, KAFKA: 0.5, NATS: 0.5, RABBIT: 0.5}
-    return [
-        Judgement("loss", s, points[s], f"none: {says[s]}", "measured" if s == REDIS else "documented") for s in SYSTEMS
-    ]
+    return _each("loss", wanted, known, measured=True)
 
 
 def datacenters(asked: Asked) -> list[Judgement]:
     """Where events are published."""
     count = asked.requirements.datacenters
     if count == 1:
-        return [Judgement("data centres", s, 0, "one", "asked for") for s in SYSTEMS]
-    says = {
-        REDIS: "no free server replicates in both directions",
-        KAFKA: "MirrorMaker, or one cluster stretched over them",
-        NATS: "clusters of clusters, with mirrors",
-        RABBIT: "federation and shovels",
+        return _open("data centres", "one")
+    known = {
+        REDIS: (0.0, "no free server replicates in both directions"),
+        KAFKA: (1.0, "MirrorMaker, or one cluster stretched over them"),
+        NATS: (1.5, "clusters of clusters, with mirrors"),
+        RABBIT: (0.0, "federation and shovels"),
     }
-    points = {REDIS: 0.0, KAFKA: 1.0, NATS: 1.5, RABBIT: 0.0}
-    return [
-        Judgement("data centres", s, points[s], f"{count}: {says[s]}", "documented", gate=s == REDIS) for s in SYSTEMS
-    ]
+    return _each("data centres", str(count), known, gate=REDIS)
 
 
 def order(asked: Asked) -> list[Judgement]:
     """Whether the events of a key are handled in their order."""
     wanted = asked.requirements.ordering
     if wanted == "none":
-        return [Judgement("order", s, 0, "not asked for", "asked for") for s in SYSTEMS]
-    says = {
-        REDIS: "partitions leased to one worker each, a failed event holds up its own key alone",
-        KAFKA: "per partition; a failed event holds up its partition unless the application parks it",
-        NATS: "per subject, with one message in flight",
-        RABBIT: "per queue, with a single active consumer",
+        return _open("order", "not asked for")
+    known = {
+        REDIS: (1.0, "partitions leased to one worker each, a failed event holds up its own key alone"),
+        KAFKA: (1.0, "per partition; a failed event holds up its partition unless the application parks it"),
+        NATS: (-0.5, "per subject, with one message in flight"),
+        RABBIT: (-0.5, "per queue, with a single active consumer"),
     }
-    points = {REDIS: 1.0, KAFKA: 1.0, NATS: -0.5, RABBIT: -0.5}
-    return [
-        Judgement("order", s, points[s], f"{wanted}: {says[s]}", "measured" if s == REDIS else "documented")
-        for s in SYSTEMS
-    ]
+    return _each("order", wanted, known, measured=True)
 
 
 def groups(asked: Asked) -> list[Judgement]:

@@ -20,14 +20,11 @@ def block(advice: Advice, date: str, document: str = "") -> str:
         f"    why: {quoted(advice.why)}",
         f"    pattern: {quoted(advice.pattern)}",
     ]
-    conditions = [flip.condition for flip in advice.flips if flip.condition]
-    if conditions:
-        to = next(flip.choice for flip in advice.flips if flip.condition)
-        lines += [
-            "    outgrow:",
-            f"      to: {to}",
-            f"      when: [{', '.join(map(quoted, conditions))}]",
-        ]
+    leaving = [flip for flip in advice.flips if flip.condition]
+    if leaving:
+        to = leaving[0].choice
+        when = ", ".join(quoted(flip.condition) for flip in leaving if flip.choice == to)
+        lines += ["    outgrow:", f"      to: {to}", f"      when: [{when}]"]
     where = f", adr: {quoted(document)}" if document else ""
     lines.append(f"    decision: {{at: {quoted(date)}, by: {quoted(BY)}{where}}}")
     return "\n".join(lines) + "\n"
@@ -41,7 +38,7 @@ def quoted(text: str) -> str:
 
 def adr(advice: Advice, name: str, date: str) -> str:
     """The decision as a document in Markdown: context, decision, reasons, numbers, and when it does not hold any more."""
-    load, needs = advice.load, advice.capacity
+    load = advice.load
     lines = [
         f"# Events of {name}: {advice.choice}",
         "",
@@ -65,18 +62,7 @@ def adr(advice: Advice, name: str, date: str) -> str:
         "",
         "| | |",
         "|---|---|",
-        f"| events kept | {needs.events_kept:,} |",
-        (
-            f"| memory | {needs.memory}: {needs.servers_for_memory} server{_s(needs.servers_for_memory)} of {load.memory}, "
-            f"filled to {MEMORY_SHARE:.0%} |"
-        ),
-        (
-            f"| server time at the peak | {needs.cores:.2f} cores: {needs.servers_for_rate} primar{'y' if needs.servers_for_rate == 1 else 'ies'} "
-            f"at {CPU_SHARE:.0%} |"
-        ),
-        f"| append-only files | up to {needs.file}, {needs.append_per_s}/s at the peak |",
-        f"| worker processes of a group at the peak | {needs.workers} |",
-        f"| partitions | {needs.partitions} |",
+        *(f"| {what} | {takes} |" for what, takes in takes(advice)),
         "",
         "## Reasons",
         "",
@@ -88,6 +74,20 @@ def adr(advice: Advice, name: str, date: str) -> str:
         *([] if advice.flips else ["Nothing that was looked at changes the answer."]),
     ]
     return "\n".join(lines) + "\n"
+
+
+def takes(advice: Advice) -> list[tuple[str, str]]:
+    """What it takes on Redis Streams: of what, and how much."""
+    load, needs = advice.load, advice.capacity
+    servers, primaries = needs.servers_for_memory, needs.servers_for_rate
+    return [
+        ("events kept", f"{needs.events_kept:,}"),
+        ("memory", f"{needs.memory}: {servers} server{_s(servers)} of {load.memory}, filled to {MEMORY_SHARE:.0%}"),
+        ("server time at the peak", f"{needs.cores:.2f} cores: {primaries} server{_s(primaries)} at {CPU_SHARE:.0%}"),
+        ("append-only files", f"up to {needs.file}, {needs.append_per_s}/s at the peak"),
+        ("worker processes of a group", f"{needs.workers} at the peak"),
+        ("partitions", f"{needs.partitions}"),
+    ]
 
 
 def _reasons(systems: Sequence[Ranked]) -> list[str]:

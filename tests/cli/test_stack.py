@@ -1,0 +1,111 @@
+"""`headrace stack` and `headrace explain`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+import pytest
+
+from headrace.cli import advise
+from headrace.stack import finding, manifest
+from tests.cli.shell import say
+from tests.servers import Server, require
+
+ADR_BLOCK = """\
+quality:
+  events:
+    type: redis-streams
+    why: "Consumer groups, already in stack, FOSS (BSD-3)"
+    pattern: "XREADGROUP + XACK for exactly-once processing"
+requirements: {rate: {avg: 100/s}, payload: 1KB, retention: 7d}
+"""
+FLAGS = ("--rate", "2000/s", "--payload", "300B", "--team", "redis", "--ordering", "per-key")
+
+
+def written(folder: Path, text: str) -> str:
+    path = folder / "stack.yaml"
+    path.write_text(text)
+    return str(path)
+
+
+def test_advice_from_flags_is_a_manifest_that_the_lint_takes(tmp_path: Path) -> None:
+    said = say("stack", "advise", *FLAGS, "--adr", str(tmp_path / "docs" / "adr.md"))
+    assert said.code == 0
+    assert said.out.startswith("redis-streams: ")
+    assert "# Events of this service: redis-streams" in (tmp_path / "docs" / "adr.md").read_text()
+    block = said.out[said.out.index("quality:") :]
+    again = say("stack", "lint", written(tmp_path, block))
+    assert (again.code, again.out) == (0, "")
+
+
+def test_advice_from_a_manifest_and_flags_before_it(tmp_path: Path) -> None:
+    path = written(tmp_path, ADR_BLOCK)
+    of_file = json.loads(say("stack", "advise", "--from", path, "--json").out)
+    assert of_file["choice"] == "kafka"
+    assert of_file["load"]["rate"] == 100
+    of_flags = json.loads(say("stack", "advise", "--from", path, "--retention", "1h", "--json").out)
+    assert of_flags["choice"] == "redis-streams"
+
+
+def test_when_nothing_fits_the_exit_code_says_so() -> None:
+    said = say("stack", "advise", "--rate", "10/s", "--payload", "32MB")
+    assert said.code == 1
+    assert "rabbitmq fails on body" in said.out
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--payload", "large"), "--payload: expected a size such as 600B, 4KB or 16GiB, got 'large'"),
+        (("--peak", "10/s"), "--peak: say --rate, too"),
+        (("--from", "nowhere.yaml"), "nowhere.yaml: there is no such file"),
+    ],
+)
+def test_what_cannot_be_meant(words: tuple[str, ...], says: str) -> None:
+    said = say("stack", "advise", *words)
+    assert said.code == 2
+    assert says in said.err
+
+
+def test_the_flags_take_what_the_manifest_takes() -> None:
+    hints = get_type_hints(manifest.Requirements)
+    flags = {
+        "ordering": advise._ORDERING,
+        "replay": advise._REPLAY,
+        "loss": advise._LOSS,
+        "licence": advise._LICENCE,
+    }
+    assert {name: get_args(hints[name]) for name in flags} == flags
+
+
+def test_findings_in_every_form(tmp_path: Path) -> None:
+    path = written(tmp_path, ADR_BLOCK)
+    text = say("stack", "lint", path)
+    assert text.code == 1
+    assert f"{path}:5: HR301 error: " in text.out
+    found = json.loads(say("stack", "lint", path, "--format", "json").out)
+    assert [f["code"] for f in found] == ["HR302", "HR301", "HR303"]
+    assert f"::error file={path},line=5,title=HR301::" in say("stack", "lint", path, "--format", "github").out
+    sarif: Any = json.loads(say("stack", "lint", path, "--format", "sarif").out)
+    assert [r["ruleId"] for r in sarif["runs"][0]["results"]] == ["HR302", "HR301", "HR303"]
+
+
+def test_the_schema_and_the_pages() -> None:
+    assert json.loads(say("stack", "schema").out) == json.loads(json.dumps(manifest.schema()))
+    assert say("explain", "hr301").out.startswith("# HR301: ")
+    assert all(code in say("explain").out for code in finding.TITLES)
+    assert say("explain", "HR999").code == 2
+
+
+def test_what_an_event_costs_is_measured_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    require("valkey")
+    facts = tmp_path / "facts.toml"
+    with Server("valkey") as server:
+        said = say("stack", "calibrate", "--url", server.url, "--events", "2000", "--write", str(facts))
+        assert said.code == 0, said.err
+        assert server.command("KEYS", "*") in ([], ())
+    advice = json.loads(say("stack", "advise", *FLAGS, "--facts", str(facts), "--json").out)
+    assert advice["facts"]["server"].startswith("Valkey ")
+    assert 0.5 < advice["facts"]["small_memory_bytes"] / advice["facts"]["small_body_bytes"] < 3
