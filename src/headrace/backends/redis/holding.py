@@ -5,10 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Sequence
+from typing import Final
 
 from headrace.backends.contract import Delivery, Settled, Settlement, Verdict, comes_again, delivery_of
 from headrace.backends.redis import keys, record_batch
 from headrace.backends.redis.lines import Aside, Lines
+
+REWOUND: Final = object()
+"""The batch of a delivery whose result does not count any more, for its event is read again. None: its result is written."""
 
 
 class Holding:
@@ -215,8 +219,9 @@ class Holding:
             return False
         if any(not (isinstance(s, Settlement) and s.verdict is Verdict.RETURN) for s in given):
             return True
-        for delivery in self.hand[place : self.next]:
+        for at, delivery in enumerate(self.hand[place : self.next], place):
             del self.marks[delivery]
+            self.hand[at] = given_anew(delivery)
         self.stopped.clear()
         self._take_back(place)
         return False
@@ -311,7 +316,7 @@ class Holding:
         while self._inside(place):
             place -= 1
         for later in self.hand[place:]:
-            later.batch = None
+            later.batch = REWOUND
             self.marks.pop(later, None)
             self.final.discard(later)
         self._take_back(place)
@@ -343,6 +348,12 @@ class Holding:
         while not self.lost and (self.next or self.out or self.ready or self.aside or self.flushing.locked()):
             self._empty.clear()
             await self._empty.wait()
+
+
+def given_anew(delivery: Delivery) -> Delivery:
+    """The same event, to be given out again; should the result of its last giving out be told again, it is not this one's."""
+    own, delivery.batch = delivery.batch, None
+    return Delivery(delivery.token, delivery.fields, own, delivery.attempt)
 
 
 def origin_of(delivery: Delivery) -> bytes:

@@ -235,11 +235,17 @@ def entry_of(aside: Aside, fields: Sequence[bytes]) -> Delivery:
 
 
 def _in_order(given: list[Delivery]) -> list[Delivery]:
-    """Without those whose key has been stopped since they were given out: between this and their handling nobody else has a turn."""
+    """Without those that may not be handled any more since they were given out: between this and their handling nobody else has a turn.
+
+    Those are the events of a partition that was lost, and of a key that was stopped.
+    """
     out = []
     for delivery in given:
-        holding = delivery.batch
-        if type(holding) is Holding and not holding.lost and holding.stops(delivery.key):
+        own = delivery.batch
+        holding = own.holding if type(own) is Aside else own
+        if holding.lost:
+            continue
+        if holding is own and holding.stops(delivery.key):
             holding.marks.setdefault(delivery, Settlement(delivery, Verdict.RETURN))
         else:
             out.append(delivery)
