@@ -26,7 +26,7 @@ KINDS: Final = (*kinds.KINDS, *kinds_server.KINDS, *kinds_fleet.KINDS)
 FAULTS_PER_ROUND: Final = 45
 GAP_S: Final = 2.2
 """At most, between two faults; half of it on average."""
-STOP_S: Final = 25.0
+STOP_S: Final = 40.0
 WARM_S: Final = 2.0
 """How long the crew works before the first fault."""
 

@@ -17,6 +17,7 @@ COLUMNS = ("lost", "duplicated", "phantom", "reordered", "stuck", "unbalanced")
 EXAMPLES_MAX = 5
 REJECTED_EVERY = 50
 LATE = ".late"
+OUTBOX = "outbox"
 
 
 class Verdict(Struct):
@@ -28,6 +29,8 @@ class Verdict(Struct):
     """Calls with an effect, over all groups."""
     unacknowledged: int = 0
     """In the topic although no publisher knows: legal, as long as they are handled like all others."""
+    vanished: int = 0
+    """Not in the topic any more, no publisher knows, but handled in SQL before a failover forgot them: legal, once."""
     counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COLUMNS, 0))
     examples: list[str] = field(default_factory=list)
 
@@ -43,6 +46,13 @@ class Verdict(Struct):
     def clean(self) -> bool:
         """Whether every promise was kept."""
         return not any(self.counts.values())
+
+
+def _vanished(history: History, tried: set[Pair]) -> set[Pair]:
+    """Handled in SQL, in no topic, and no publisher was told. What an outbox has committed is sent until it is acknowledged."""
+    handled = {*history.books, *((key, n) for key, n, _, _ in history.transfers)}
+    gone = (handled & tried) - set(history.log) - set(history.acknowledged)
+    return {(key, n) for key, n in gone if not key.startswith(OUTBOX)}
 
 
 def rejected(pair: Pair) -> bool:
@@ -74,22 +84,31 @@ def check(history: History) -> Verdict:
     for group, letters in history.dead.items():
         if group != "tally":
             verdict.add("lost", f"dead letters of {group}", letters)
+    vanished = _vanished(history, tried) if history.forgetful else set()
+    verdict.vanished = len(vanished)
     if history.sql:
-        _tables(verdict, history, expected, open_in)
-    _second_topic(verdict, history, kept, expected, open_in)
-    _ledgers(verdict, history, len(log))
+        _tables(verdict, history, expected, vanished, open_in)
+    _second_topic(verdict, history, kept, expected, vanished, open_in)
+    _ledgers(verdict, history, len(log), vanished)
     verdict.handled = tally.total() + ledger.total() + sum(history.closed.values())
     verdict.handled += len(history.books) + len(history.transfers)
     return verdict
 
 
-def _effects(verdict: Verdict, where: str, found: Counter[Pair], expected: set[Pair], still_open: int) -> None:
+def _effects(
+    verdict: Verdict,
+    where: str,
+    found: Counter[Pair],
+    expected: set[Pair],
+    still_open: int,
+    vanished: frozenset[Pair] | set[Pair] = frozenset(),
+) -> None:
     """Each of the expected once, nothing else. What is missing may be stuck rather than lost, if the group has events open."""
     missing = sorted(expected - found.keys())
     verdict.add("stuck", where, missing[:still_open])
     verdict.add("lost", where, missing[still_open:])
     verdict.add("duplicated", where, sorted((found - Counter(found.keys())).elements()))
-    verdict.add("phantom", where, sorted(found.keys() - expected))
+    verdict.add("phantom", where, sorted(found.keys() - expected - vanished))
 
 
 def _order(verdict: Verdict, where: str, by_key: Mapping[str, list[int]]) -> None:
@@ -101,11 +120,17 @@ def _order(verdict: Verdict, where: str, by_key: Mapping[str, list[int]]) -> Non
             verdict.add("reordered", where, turned)
 
 
-def _tables(verdict: Verdict, history: History, expected: set[Pair], open_in: Mapping[tuple[str, str], int]) -> None:
-    _effects(verdict, "books", Counter(history.books), expected, open_in.get(("orders", "books"), 0))
+def _tables(
+    verdict: Verdict,
+    history: History,
+    expected: set[Pair],
+    vanished: set[Pair],
+    open_in: Mapping[tuple[str, str], int],
+) -> None:
+    _effects(verdict, "books", Counter(history.books), expected, open_in.get(("orders", "books"), 0), vanished)
     _order(verdict, "books", _by_key(history.books))
     bank = Counter((key, n) for key, n, _, _ in history.transfers)
-    _effects(verdict, "bank", bank, expected, open_in.get(("orders", "bank"), 0))
+    _effects(verdict, "bank", bank, expected, open_in.get(("orders", "bank"), 0), vanished)
     due: Counter[int] = Counter()
     for _, _, giver, taker in history.transfers:
         due[giver] -= 1
@@ -119,6 +144,7 @@ def _second_topic(
     history: History,
     kept: set[Pair],
     expected: set[Pair],
+    vanished: set[Pair],
     open_in: Mapping[tuple[str, str], int],
 ) -> None:
     """What handlers published with their acks: as many as they handled, and each was handled once in turn."""
@@ -131,7 +157,9 @@ def _second_topic(
         verdict.add("stuck", f"published by {group}", missing[:still_open])
         verdict.add("lost", f"published by {group}", missing[still_open:])
     verdict.add("duplicated", "published by handlers", sorted((entries - Counter(entries.keys())).elements()))
-    verdict.add("phantom", "published by handlers", sorted(entries.keys() - wanted))
+    verdict.add(
+        "phantom", "published by handlers", sorted(entries.keys() - wanted - {f"bank {key} {n}" for key, n in vanished})
+    )
     closed = Counter(history.closed)
     missing = sorted(entries.keys() - closed.keys())
     still_open = open_in.get(("done", "closing"), 0)
@@ -142,7 +170,7 @@ def _second_topic(
     verdict.add("lost", "lines of closing", sorted(closed.keys() - set(history.outside)))
 
 
-def _ledgers(verdict: Verdict, history: History, events: int) -> None:
+def _ledgers(verdict: Verdict, history: History, events: int, vanished: set[Pair]) -> None:
     """What the product says of itself agrees with what was found."""
     found = {
         ("orders", "tally"): (events, len(history.tally), len(history.dead.get("tally", []))),
@@ -150,8 +178,8 @@ def _ledgers(verdict: Verdict, history: History, events: int) -> None:
         ("done", "closing"): (len(history.done), len(history.closed), 0),
     }
     if history.sql:
-        found["orders", "books"] = (events, len(history.books), 0)
-        found["orders", "bank"] = (events, len(history.transfers), 0)
+        found["orders", "books"] = (events, sum(pair not in vanished for pair in history.books), 0)
+        found["orders", "bank"] = (events, sum((key, n) not in vanished for key, n, _, _ in history.transfers), 0)
     said = {(one.topic, one.group): (one.published, one.handled - one.replayed, one.dead) for one in history.ledgers}
     wrong = [
         f"{topic}/{group} says (published, handled, dead) = {said.get((topic, group))}, found {counts}"

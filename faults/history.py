@@ -71,6 +71,8 @@ class History(Struct):
     ledgers: list[Ledger]
     sql: bool = True
     """Whether there was a database."""
+    forgetful: bool = False
+    """Whether a failover may have forgotten entries that were read, but of which no publisher was told."""
 
 
 def keep(history: History, path: Path) -> None:
@@ -83,9 +85,11 @@ def load(path: Path) -> History:
     return msgspec.json.decode(path.read_bytes(), type=History)
 
 
-def collect(servers: Sequence[redis.Redis], database: str, directory: Path, ledgers: list[Ledger]) -> History:
+def collect(
+    servers: Sequence[redis.Redis], database: str, directory: Path, ledgers: list[Ledger], *, forgetful: bool
+) -> History:
     """Reads everything; nothing runs any more. `servers`: every primary; `database`: a psycopg URL, or empty."""
-    found = History([], [], [], [], {}, {}, {}, [], [], [], {}, [], {}, 0, ledgers, sql=bool(database))
+    found = History([], [], [], [], {}, {}, {}, [], [], [], {}, [], {}, 0, ledgers, bool(database), forgetful)
     _read_journals(directory, found)
     names = {key.decode(): server for server in servers for key in server.scan_iter(count=1_000)}
     for name in sorted(names, key=_partition):  # a key that moved to another partition was in the lower one before

@@ -18,6 +18,7 @@ from headrace.errors import Refused
 from tests.slots import move_slot, primaries
 
 _BOTH: Final = ("sentinel", "cluster")
+_TRIES: Final = 20
 
 
 def _many(world: World) -> Many:
@@ -81,13 +82,18 @@ async def _handed_over(world: World, chance: random.Random) -> str:
 
 async def _slot_moved(world: World, chance: random.Random) -> str:
     site, key = _many(world), chance.choice(("orders.0", "orders.1", "orders.2", "orders.3", "done"))
+    failures: list[str] = []
     async with world.server_lock:
-        await asyncio.to_thread(site.await_whole)
-        try:
-            await asyncio.to_thread(move_slot, site.fleet, key, site.fleet.record.password)
-        except (OSError, Refused) as e:
-            return f"slot of {key} not moved: {e}"
-    return f"slot of {key} moved"
+        while len(failures) < _TRIES:  # nobody else would end a move that was cut off
+            await asyncio.to_thread(site.await_whole)
+            try:
+                await asyncio.to_thread(move_slot, site.fleet, key, site.fleet.record.password)
+            except (OSError, Refused) as e:
+                failures.append(str(e))
+                await asyncio.sleep(0.5)
+            else:
+                return f"slot of {key} moved" + "".join(f", after {why}" for why in failures)
+    return f"slot of {key} not moved: {failures}"
 
 
 async def _cut(world: World, _chance: random.Random) -> str:

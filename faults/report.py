@@ -44,15 +44,15 @@ def _some(lines: Sequence[str]) -> list[str]:
 def _sites(rounds: Sequence[Round]) -> list[str]:
     columns = (*COLUMNS, "ended")
     lines = [
-        f"| server | rounds | faults | events | effects | unacknowledged, kept | {' | '.join(columns)} | longest until settled |",
-        "|---|" + "---:|" * (6 + len(columns)),
+        f"| server | rounds | faults | events | effects | unacknowledged, kept | and vanished | {' | '.join(columns)} | longest until settled |",
+        "|---|" + "---:|" * (7 + len(columns)),
     ]
     for version in dict.fromkeys(r.version for r in rounds):
         own = [r for r in rounds if r.version == version]
         counts = [sum(r.verdict.counts[c] for r in own) for c in COLUMNS] + [sum(len(r.ended) for r in own)]
         lines.append(
             f"| {version} | {len(own)} | {sum(r.faults.total() for r in own):,} | {sum(r.verdict.events for r in own):,} "
-            f"| {sum(r.verdict.handled for r in own):,} | {sum(r.verdict.unacknowledged for r in own):,} "
+            f"| {sum(r.verdict.handled for r in own):,} | {sum(r.verdict.unacknowledged for r in own):,} | {sum(r.verdict.vanished for r in own):,} "
             f"| {' | '.join(map(str, counts))} | {max(r.settled_s for r in own):.1f} s |"
         )
     return lines

@@ -132,7 +132,9 @@ class World:
 
     def collect(self, ledgers: list[Ledger]) -> History:
         """What is to be judged."""
-        return history.collect(self.site.servers(), self.database, self.folder, ledgers)
+        return history.collect(
+            self.site.servers(), self.database, self.folder, ledgers, forgetful=isinstance(self.site, Many)
+        )
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ from typing import Any
 
 from headrace.embedded.fleet import Fleet
 from headrace.embedded.node import Node
+from headrace.errors import Refused
 
 
 def primaries(fleet: Fleet) -> list[Node]:
@@ -25,7 +26,7 @@ def slots_of(fleet: Fleet) -> dict[int, tuple[str, list[str]]]:
 
 
 def move_slot(fleet: Fleet, key: str, password: str) -> None:
-    """Moves the slot of a key to another primary, key by key, while it is in use."""
+    """Moves the slot of a key to another primary, key by key, while it is in use. A move that failed on its way is finished by another call."""
     slot = int(fleet.servers[0].ask("CLUSTER", "KEYSLOT", key))  # type: ignore[arg-type]
     found = slots_of(fleet)
     by_port = {n.port: n for n in primaries(fleet)}
@@ -33,8 +34,12 @@ def move_slot(fleet: Fleet, key: str, password: str) -> None:
         port: any(int(a) <= slot <= int(b or a) for a, _, b in (w.partition("-") for w in found[port][1]))
         for port in by_port
     }
-    source = next(port for port in by_port if covers[port])
-    target = next(port for port in sorted(by_port, key=lambda _: random.random()) if port != source)
+    source = next((port for port in by_port if covers[port]), None)
+    if source is None:
+        raise Refused(f"no primary that runs has slot {slot}")
+    others = sorted((port for port in by_port if port != source), key=lambda _: random.random())
+    begun = [port for port in others if by_port[port].ask("CLUSTER", "COUNTKEYSINSLOT", slot)]
+    target = (begun or others)[0]
     by_port[target].ask("CLUSTER", "SETSLOT", slot, "IMPORTING", found[source][0])
     by_port[source].ask("CLUSTER", "SETSLOT", slot, "MIGRATING", found[target][0])
     while keys := by_port[source].ask("CLUSTER", "GETKEYSINSLOT", slot, 3):

@@ -87,6 +87,8 @@ aside_records_max: Final = 100_000
 timeout_s: Final = 600.0
 stop_s: Final = 25.0
 """How long a worker waits at SIGTERM for handlers that run; what is left is handed back."""
+leave_s: Final = 10.0
+"""How long a stopping worker tries to hand back what is left; after that others take over when its leases end."""
 abandon_s: Final = 5.0
 """A handler that ignores its cancellation for this long is left alone; its event is settled as failed."""
 

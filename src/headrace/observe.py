@@ -12,7 +12,7 @@ class Observer(Protocol):
     """What a worker tells whoever watches it. Called on the event loop; must not block."""
 
     def settled(self, topic: str, group: str, handled: int, lost: int) -> None:
-        """A commit was answered: `handled` of its events are settled by us, `lost` had been settled by another worker."""
+        """A commit was answered: `handled` of its events are settled by us, `lost` had been settled before."""
 
     def failed(
         self, topic: str, group: str, event_id: str, attempt: int, error: BaseException, again_in_s: float | None
@@ -30,7 +30,7 @@ class LogObserver:
         """Only losses are worth a line."""
         if lost:
             log.warning(
-                "topic %s, group %s: %d events had been settled by another worker; our results for them are dropped",
+                "topic %s, group %s: %d events had been settled by another worker, or by an earlier try of this commit; these results are dropped",
                 topic,
                 group,
                 lost,

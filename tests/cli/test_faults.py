@@ -56,7 +56,7 @@ def test_what_is_read_of_a_topic_that_grew_twice_and_is_packed(tmp_path: Path) -
         packed = ("id", "p.1.2", "events", 2, "before", 0, "sizes", b"[%d,%d]" % (len(one[1]), len(one[2])))
         server.command("XADD", "orders.1", "*", *packed, "data", one[1] + one[2])
         with redis.Redis(unix_socket_path=server.socket) as client:
-            found = history.collect([client], "", tmp_path, [])
+            found = history.collect([client], "", tmp_path, [], forgetful=False)
     assert found.log == [("a", 0), ("a", 1), ("a", 2)]
     assert found.ledger == {key: [0, 1, 6, 7, 8, 9] for key in keys}
 

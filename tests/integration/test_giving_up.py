@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 from msgspec import Struct
 
-from headrace import Context, Headrace
+from headrace import Context, Headrace, limits
 from headrace.backends.redis.committer import Committer
 from headrace.backends.redis.replies import ServerSaid
 from headrace.errors import BackendError
 from headrace.runtime.signals import Stop
 from headrace.runtime.worker import serve
+from headrace.testing.faults import Proxy
 from tests.servers import Server
 
 pytest_plugins = ["tests.servers"]
@@ -62,3 +63,33 @@ def test_a_commit_that_cannot_be_made_ends_the_worker(
         assert set(server.command("HVALS", "counts")) == {b"1"}
 
     asyncio.run(play())
+
+
+@pytest.mark.parametrize("ordered", [False, True], ids=["shared", "ordered"])
+def test_a_worker_ends_although_the_server_does_not_answer(
+    server: Server, monkeypatch: pytest.MonkeyPatch, *, ordered: bool
+) -> None:
+    monkeypatch.setattr(limits, "stop_s", 0.2)
+    monkeypatch.setattr(limits, "leave_s", 0.2)
+
+    async def play(proxy: Proxy) -> None:
+        app, began = Headrace(proxy.url), asyncio.Event()
+        jobs = app.topic("jobs", Job, key="n")
+
+        @jobs.subscribe("g", ordered=ordered)
+        async def handle(job: Job) -> None:
+            began.set()
+            await asyncio.sleep(60)
+
+        async with Headrace(server.url) as publisher:
+            await publisher.topic("jobs", Job, key="n").publish(Job(1))
+        stop = Stop()
+        worker = asyncio.ensure_future(serve(app, stop))
+        async with asyncio.timeout(10):
+            await began.wait()
+            proxy.freeze()
+            stop.ask()
+            await worker
+
+    with Proxy(server.url) as proxy:
+        asyncio.run(play(proxy))

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from faults.checker import COLUMNS, check, rejected
+from faults.checker import COLUMNS, Verdict, check, rejected
 from faults.history import History, Ledger
 
 EVENTS = [(key, n) for n in range(60) for key in ("a", "b")]
@@ -108,6 +108,21 @@ def test_what_is_wrong_is_noticed(what: str) -> None:
     verdict = check(history)
     assert verdict.counts[column] > 0, verdict.counts
     assert set(verdict.counts) == set(COLUMNS)
+
+
+def test_what_a_failover_forgot_before_any_publisher_was_told_may_be_handled_once_in_sql() -> None:
+    def played(key: str, *, forgetful: bool = True, times: int = 1) -> Verdict:
+        history = right()
+        history.forgetful = forgetful
+        history.tried.append((key, 60))
+        history.books += [(key, 60)] * times
+        return check(history)
+
+    assert played("a").clean
+    assert played("a").vanished == 1
+    assert played("a", times=2).counts["duplicated"] == 1
+    assert played("a", forgetful=False).counts["phantom"] == 1, "one server forgets nothing that was read"
+    assert played("outbox0").counts["phantom"] == 1, "what was rolled back is nobody's"
 
 
 def test_what_a_group_still_has_open_is_stuck_and_not_lost() -> None:

@@ -22,7 +22,7 @@ from headrace.backends.contract import (
 from headrace.backends.redis import settle
 from headrace.backends.redis.client import Client
 from headrace.backends.redis.connection import pack
-from headrace.backends.redis.holding import REWOUND, Holding
+from headrace.backends.redis.holding import Holding
 from headrace.backends.redis.leases import Leases
 from headrace.backends.redis.lines import Aside
 from headrace.backends.redis.replies import Grew, ServerSaid
@@ -69,12 +69,10 @@ class Advance:
             delivery = one if isinstance(one, Delivery) else one.delivery
             own = delivery.batch
             place += 1
-            if own is None:
-                continue  # a repeated call: this was written, or taken back, before the call failed
             holding = own.holding if type(own) is Aside else own
-            if own is REWOUND or holding.lost:
+            if own is None or holding.lost:
                 unsettled.append(Unsettled(one))
-                present = None if own is REWOUND else self._leases.held.get(holding.number)
+                present = None if own is None else self._leases.held.get(holding.number)
                 if present is not None and comes_again(one):  # its successor's later events of the key are stopped, too
                     present.stopped.add(delivery.key)
                 continue

@@ -5,14 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Sequence
-from typing import Final
 
 from headrace.backends.contract import Delivery, Settled, Settlement, Verdict, comes_again, delivery_of
 from headrace.backends.redis import keys, record_batch
 from headrace.backends.redis.lines import Aside, Lines
-
-REWOUND: Final = object()
-"""The batch of a delivery whose result does not count any more, for its event is read again. None: its result is written."""
 
 
 class Holding:
@@ -316,7 +312,7 @@ class Holding:
         while self._inside(place):
             place -= 1
         for later in self.hand[place:]:
-            later.batch = REWOUND
+            later.batch = None
             self.marks.pop(later, None)
             self.final.discard(later)
         self._take_back(place)

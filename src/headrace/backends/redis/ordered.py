@@ -199,9 +199,10 @@ class OrderedFeed:
                 await self._taking.acquire()  # the read has ended
             self._taking.release()
         self._reading.close()
-        await asyncio.gather(*(self._let_go(h) for h in list(self._leases.held.values())))
-        with contextlib.suppress(BackendError):  # else the others notice when the lease ends
-            await self._membership.leave()
+        with contextlib.suppress(BackendError, TimeoutError):  # else the others notice when the lease ends
+            async with asyncio.timeout(limits.leave_s):
+                await asyncio.gather(*(self._let_go(h) for h in list(self._leases.held.values())))
+                await self._membership.leave()
 
     async def _let_go(self, holding: Holding) -> None:
         try:

@@ -290,24 +290,28 @@ class SharedFeed:
             self._taking.release()
         if self._wire is not None:
             self._wire.close()
-        with contextlib.suppress(BackendError):  # what cannot be settled now is handed back
-            await self._committer.finish()
         try:
-            while await self._client.call(
-                "leave",
-                (self._own.stream, self._keys.retry, self._keys.workers, self._keys.record),
-                self._group,
-                self._sub.consumer,
-                limits.batch_records_max,
-            ):
-                pass
-        except BackendError as e:
+            async with asyncio.timeout(limits.leave_s):
+                await self._hand_back()
+        except (BackendError, TimeoutError) as e:
             log.warning(
                 "%s, group %s: %s. What this worker held is taken over when its lease ends",
                 self._stream,
                 self._sub.group,
-                e,
+                str(e) or "the server does not answer",
             )
+
+    async def _hand_back(self) -> None:
+        with contextlib.suppress(BackendError):  # what cannot be settled now is handed back
+            await self._committer.finish()
+        while await self._client.call(
+            "leave",
+            (self._own.stream, self._keys.retry, self._keys.workers, self._keys.record),
+            self._group,
+            self._sub.consumer,
+            limits.batch_records_max,
+        ):
+            pass
 
     def abandon(self) -> None:
         """Dies like a killed process: nothing is handed back, the lease is no longer renewed. For tests."""
