@@ -25,7 +25,10 @@ FLAGS = ("--rate", "2000/s", "--payload", "300B", "--team", "redis", "--ordering
 
 
 def written(folder: Path, text: str) -> str:
-    path = folder / "stack.yaml"
+    return written_as(folder / "stack.yaml", text)
+
+
+def written_as(path: Path, text: str) -> str:
     path.write_text(text)
     return str(path)
 
@@ -97,6 +100,36 @@ def test_the_schema_and_the_pages() -> None:
     assert say("explain", "hr301").out.startswith("# HR301: ")
     assert all(code in say("explain").out for code in finding.TITLES)
     assert say("explain", "HR999").code == 2
+
+
+def test_a_live_server_is_held_against_the_manifest(tmp_path: Path) -> None:
+    require("valkey")
+    block = """\
+requirements: {rate: {avg: 10/s, peak: 1000000/s}}
+quality:
+  events:
+    type: redis-streams
+    why: because we run it already
+    streams: [{name: orders}, {name: bills}]
+    outgrow: {to: kafka, when: [MEMORY, retention > 7d, datacenters > 1]}
+"""
+    roomy, tight, odd = (
+        written_as(tmp_path / f"{n}.yaml", block.replace("MEMORY", condition))
+        for n, condition in enumerate(("memory > 1GiB", "memory > 1KB", "patience > 3"))
+    )
+    with Server("valkey") as server:
+        absent = say("stack", "check", roomy, "--url", server.url, "--seconds", "1")
+        assert (absent.code, "no topic orders, bills" in absent.err) == (2, True)
+        assert say("publish", "orders", json.dumps({"text": "x" * 3_000}), "--url", server.url).code == 0
+        fits = say("stack", "check", roomy, "--url", server.url, "--seconds", "1", "--json")
+        rows = {row["what"]: row for row in json.loads(fits.out)}
+        assert (fits.code, [r for r in rows.values() if r["says"]]) == (0, [])
+        assert rows["events unaccounted for"]["now"] == "0"
+        outgrown = say("stack", "check", tight, "--url", server.url, "--seconds", "1")
+        assert outgrown.code == 1
+        assert "outgrown: kafka" in outgrown.out
+        wrong = say("stack", "check", odd, "--url", server.url, "--seconds", "1")
+        assert (wrong.code, "got 'patience > 3'" in wrong.err) == (2, True)
 
 
 def test_what_an_event_costs_is_measured_and_leaves_nothing_behind(tmp_path: Path) -> None:

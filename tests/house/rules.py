@@ -26,6 +26,7 @@ RANKS: tuple[tuple[str, ...], ...] = (
     ("",),  # the package root: the public names
     ("demo",),
     ("stack",),
+    ("scaffold",),
     ("cli", "console"),
     ("__main__",),
 )

@@ -37,6 +37,7 @@ _COMMANDS: Final = {
     "relay": ("relay", "send what an app's transactions have published to its outbox"),
     "sql": ("sql", "make or show the tables of inbox and outbox in a database"),
     "stack": ("stack", "which event system a service needs and why; and whether its manifest says what is true"),
+    "new": ("new", "a new service with its tests: `headrace new shop --type python-worker`"),
     "explain": ("stack", "explain a finding of `headrace stack lint`"),
     "doctor": ("doctor", "check what the server would forget, and how to fix it"),
 }

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
+from headrace.backends.contract import Inspector
 from headrace.cli import output
 from headrace.cli.command import Command, add_json, add_server, count, require
 from headrace.cli.exits import NO, OK
@@ -16,7 +17,7 @@ _MANIFEST = "stack.yaml"
 def _arguments(parser: argparse.ArgumentParser) -> None:
     from headrace.cli import advise
 
-    ways = parser.add_subparsers(metavar="advise|lint|calibrate|schema", required=True)
+    ways = parser.add_subparsers(metavar="advise|lint|check|calibrate|upgrade|schema", required=True)
 
     def way(name: str, purpose: str, execute: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
         sub = ways.add_parser(
@@ -42,6 +43,16 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     add_server(calibrate)
     calibrate.add_argument("--events", metavar="N", type=count, default=20_000, help="of each of two sizes (20,000)")
     calibrate.add_argument("--write", metavar="FILE", type=Path, help="for `headrace stack advise --facts FILE`")
+    check = way("check", "hold the live server against the manifest: is it time to leave?", _check)
+    check.add_argument("manifest", metavar="FILE", nargs="?", default=_MANIFEST, type=Path, help=f"({_MANIFEST})")
+    check.add_argument("--seconds", metavar="S", type=count, default=5, help="how long to count what is published (5)")
+    add_server(check)
+    upgrade = way(
+        "upgrade", "merge the templates of this release, or a changed manifest, into a generated service", _upgrade
+    )
+    upgrade.add_argument("folder", metavar="FOLDER", nargs="?", default=".", type=Path, help="of the service (.)")
+    upgrade.add_argument("--dry-run", action="store_true", help="say what would be done")
+    upgrade.add_argument("--allow-dirty", action="store_true", help="although not everything is committed")
     way("schema", "print the JSON Schema of stack.yaml, for editors", _schema)
 
 
@@ -94,6 +105,47 @@ def _calibrate(args: argparse.Namespace) -> int:
     else:
         output.line(facts.written(measured).rstrip())
     return OK
+
+
+def _check(args: argparse.Namespace) -> int:
+    from headrace.cli.server import inspect
+    from headrace.stack import check, facts, live, manifest
+
+    read = manifest.load(args.manifest)
+    stage = output.Stage()
+
+    async def look(inspector: Inspector) -> int:
+        try:
+            found = await live.measure(inspector, read, args.seconds, stage.show)
+        finally:
+            stage.end()
+        rows = check.check(read, found, facts.load())
+        if args.json:
+            output.json(rows)
+        else:
+            output.table(("what", "now", "at most", ""), ((r.what, r.now, r.bound, r.says or "within") for r in rows))
+        return NO if any(row.outgrown for row in rows) else OK
+
+    return inspect(args, look)
+
+
+def _upgrade(args: argparse.Namespace) -> int:
+    require("jinja2", "`headrace stack upgrade` needs Jinja2", "stack")
+    from headrace.scaffold import upgrade
+
+    plan = upgrade.plan(args.folder)
+    if not args.dry_run:
+        if not args.allow_dirty:
+            upgrade.check_clean(args.folder)
+        upgrade.apply(args.folder, plan)
+    output.table(("file", "what becomes of it"), ((c.path, c.fate) for c in plan.changes))
+    before, after = plan.before, plan.rendering.lock
+    output.note(f"template {before.template} of headrace {before.headrace} -> {after.template} of {after.headrace}")
+    if args.dry_run:
+        output.note("nothing was written")
+    if plan.conflicts:
+        output.note(f"resolve the marked places in {', '.join(plan.conflicts)}")
+    return NO if plan.conflicts else OK
 
 
 def _schema(_: argparse.Namespace) -> int:

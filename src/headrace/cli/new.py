@@ -1,0 +1,54 @@
+"""`headrace new`: a service that is there at once, with its tests."""
+
+from __future__ import annotations
+
+import argparse
+import datetime as dt
+from pathlib import Path
+
+from headrace.cli import output
+from headrace.cli.command import Command, require
+from headrace.cli.exits import OK
+
+_TYPES = ("rust-axum", "rust-grpc", "python-fastapi", "python-worker")
+_EVENTS = ("redis-streams", "kafka")
+
+
+def _arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", metavar="NAME", help="of the service, and of the folder: a-z, 0-9 and hyphens")
+    parser.add_argument("--type", required=True, choices=_TYPES, help="what is generated")
+    parser.add_argument("--events", choices=_EVENTS, default="redis-streams", help="the event system (redis-streams)")
+    parser.add_argument(
+        "--stack", metavar="FILE", type=Path, help="a manifest with requirements, and the decision if it is made"
+    )
+    parser.add_argument("--into", metavar="FOLDER", type=Path, help="add to this folder; default: a new one, ./NAME")
+    parser.add_argument("--dry-run", action="store_true", help="list what would be written")
+
+
+def _execute(args: argparse.Namespace) -> int:
+    require("jinja2", "`headrace new` needs Jinja2", "stack")
+    require("yaml", "`headrace new` needs PyYAML", "stack")
+    from headrace.scaffold import generate, service
+    from headrace.stack import manifest
+
+    read = manifest.load(args.stack) if args.stack is not None else None
+    described = service.describe(args.name, args.type, args.events, read, dt.datetime.now(dt.UTC).date())
+    rendering = generate.rendered(described)
+    if args.dry_run:
+        for path in sorted(rendering.files):
+            output.line(path)
+        output.note("nothing was written")
+        return OK
+    target = args.into if args.into is not None else Path(args.name)
+    if args.into is not None:
+        generate.add(rendering, target)
+    else:
+        generate.create(rendering, target)
+    output.line(f"{target}: {output.plural(len(rendering.files), 'file')} of {args.type} {rendering.lock.template}")
+    if described.differs:
+        output.note(f"the requirements ask for {described.differs}")
+    output.note(f"next: cd {target} && make test; then read README.md")
+    return OK
+
+
+COMMANDS = {"new": Command(_arguments, _execute)}

@@ -1,0 +1,1 @@
+"""New services from templates, and newer templates merged into them."""

@@ -1,0 +1,68 @@
+"""A new service: everything is rendered and checked before the first file is written."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Final
+
+import msgspec
+from msgspec import Struct
+
+from headrace.errors import ConfigurationError
+from headrace.scaffold import record, render, template
+from headrace.scaffold.folder import Folder
+from headrace.scaffold.record import Lock
+from headrace.scaffold.render import File
+from headrace.scaffold.service import Service, words
+from headrace.stack import manifest
+from headrace.version import VERSION
+
+SCHEMA: Final = ".headrace/stack.schema.json"
+
+
+class Rendering(Struct, frozen=True):
+    """A service as files, by their paths."""
+
+    lock: Lock
+    files: dict[str, File]
+
+
+def rendered(service: Service) -> Rendering:
+    """Renders a service with the templates of this release."""
+    source = template.load(service.kind, service.events)
+    files = render.render(source, words(service, source.version))
+    schema = msgspec.json.format(msgspec.json.encode(manifest.schema()), indent=2) + b"\n"
+    return Rendering(Lock(VERSION, service.kind, service.events, source.version), {**files, SCHEMA: File(schema)})
+
+
+def create(rendering: Rendering, target: Path) -> None:
+    """Writes it into a folder of its own, which is there whole or not at all. Raises ConfigurationError if there is something."""
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ConfigurationError(f"{target} is there already; nothing was written. To add to it, say --into {target}")
+    Folder(target).check_free(rendering.files)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    new = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        _write(rendering, Folder(new))
+        new.chmod(0o755)
+        new.replace(target)  # also over an empty folder
+    except BaseException:
+        shutil.rmtree(new, ignore_errors=True)
+        raise
+
+
+def add(rendering: Rendering, target: Path) -> None:
+    """Writes it beside what is in a folder. Raises ConfigurationError if a file is there already."""
+    if not target.is_dir():
+        raise ConfigurationError(f"--into {target}: there is no such folder")
+    folder = Folder(target)
+    folder.check_free({**rendering.files, record.LOCK: File(b""), record.BASE: File(b"")})
+    _write(rendering, folder)
+
+
+def _write(rendering: Rendering, folder: Folder) -> None:
+    for path, file in rendering.files.items():
+        folder.write(path, file)
+    record.keep(folder, rendering.lock, rendering.files)

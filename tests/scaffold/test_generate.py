@@ -1,0 +1,198 @@
+"""New services: what is generated, and what is refused with nothing written."""
+
+from __future__ import annotations
+
+import ast
+import datetime as dt
+import os
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+from headrace import ConfigurationError
+from headrace.scaffold import generate, service
+from headrace.scaffold.folder import Folder
+from headrace.scaffold.generate import Rendering
+from headrace.scaffold.render import File
+from headrace.stack import claims, facts, manifest
+from headrace.stack.manifest import StackType
+from headrace.stack.quantity import Duration
+
+TODAY = dt.date(2026, 11, 28)
+TYPES: tuple[StackType, ...] = ("python-worker", "python-fastapi")
+ORDERED = """
+metadata: {name: x, description: 'Sells "things"', owner: team-a}
+requirements: {rate: {avg: 2000/s}, payload: 600B, retention: 90min, ordering: per-key}
+quality:
+  events: {type: redis-streams, why: because we run it already, pattern: XREADGROUP}
+"""
+
+
+def rendering(
+    kind: StackType = "python-worker", name: str = "shop", text: str = "", folder: Path | None = None
+) -> Rendering:
+    read = None
+    if text and folder is not None:
+        (folder / "given.yaml").write_text(text)
+        read = manifest.load(folder / "given.yaml")
+    return generate.rendered(service.describe(name, kind, "redis-streams", read, TODAY))
+
+
+@pytest.mark.parametrize("text", ["", ORDERED], ids=["plain", "ordered"])
+@pytest.mark.parametrize("kind", TYPES)
+def test_every_file_is_what_it_says(tmp_path: Path, kind: StackType, text: str) -> None:
+    files = rendering(kind, "shop-2", text, tmp_path).files
+    for path, file in files.items():
+        content = file.data.decode()
+        assert "[[ " not in content, path
+        assert "[% " not in content, path
+        assert not content or content.endswith("\n"), path
+        if path.endswith(".py"):
+            ast.parse(content)
+        elif path.endswith((".yaml", ".yml")):
+            assert [one for one in yaml.safe_load_all(content) if one is not None], path
+        elif path.endswith(".toml"):
+            tomllib.loads(content)
+    assert "src/shop_2/handlers.py" in files
+
+
+@pytest.mark.parametrize("text", ["", ORDERED], ids=["plain", "ordered"])
+@pytest.mark.parametrize("kind", TYPES)
+def test_the_manifest_reads_back_and_claims_nothing_that_is_not_so(tmp_path: Path, kind: StackType, text: str) -> None:
+    made = rendering(kind, "shop", text, tmp_path)
+    generate.create(made, tmp_path / "shop")
+    read = manifest.load(tmp_path / "shop" / "stack.yaml")
+    assert claims.lint(read, facts.load()) == []
+    again = generate.rendered(service.of_project(read, kind))
+    changed = {p for p, f in again.files.items() if made.files[p].data != f.data and not f.seeded}
+    assert not changed, "what is generated follows from the manifest"
+    if text:
+        assert read.requirements.retention == Duration(5_400)
+        assert read.metadata is not None
+        assert read.metadata.description == 'Sells "things"'
+        assert b"partitions=16" in made.files["src/shop/topics.py"].data
+        assert b"ordered=True" in made.files["src/shop/handlers.py"].data
+
+
+def test_the_same_service_is_the_same_bytes(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        generate.create(rendering(), tmp_path / name)
+    one, two = (
+        {p.relative_to(tmp_path / n): p.read_bytes() for p in (tmp_path / n).rglob("*") if p.is_file()}
+        for n in ("one", "two")
+    )
+    assert one == two
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(
+            "",
+            "../up",
+            "/etc",
+            "a/b",
+            "Shop",
+            "shop_1",
+            "1shop",
+            "-shop",
+            "shop-",
+            "größe",
+            "shop\n",
+            "shop.",
+            "a" * 64,
+        ),
+        *("class", "match", "json", "test", "service", "core", "headrace", "async"),
+    ],
+)
+def test_a_name_that_cannot_be_one_is_refused(name: str) -> None:
+    with pytest.raises(ConfigurationError, match="name: "):
+        service.check_name(name)
+
+
+@pytest.mark.parametrize("path", ["../out", "/etc/passwd", "a/../../out", "a//b", "", ".", "a/."])
+def test_nothing_is_written_outside(tmp_path: Path, path: str) -> None:
+    with pytest.raises(ConfigurationError, match="inside the project"):
+        Folder(tmp_path / "project").write(path, File(b"x"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_nothing_is_written_through_a_link(tmp_path: Path) -> None:
+    outside, project = tmp_path / "outside", tmp_path / "project"
+    outside.mkdir()
+    project.mkdir()
+    (project / "src").symlink_to(outside)
+    (project / "README.md").symlink_to(outside / "README.md")
+    for path in ("src/a.py", "README.md"):
+        with pytest.raises(ConfigurationError, match="symbolic link"):
+            Folder(project).write(path, File(b"x"))
+    with pytest.raises(ConfigurationError, match="symbolic link"):
+        generate.add(rendering(), project)
+    assert not list(outside.iterdir())
+
+
+@pytest.mark.parametrize(
+    "there", ["README.md", "src/shop/app.py", "src", ".headrace/lock.json", "tests/test_service.py"]
+)
+def test_nothing_is_written_over_a_file(tmp_path: Path, there: str) -> None:
+    (tmp_path / there).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / there).write_text("mine")
+    with pytest.raises(ConfigurationError, match="already; nothing was written"):
+        generate.add(rendering(), tmp_path)
+    assert [p.read_text() for p in tmp_path.rglob("*") if p.is_file()] == ["mine"]
+
+
+def test_a_folder_with_something_in_it_is_not_taken_for_a_new_one(tmp_path: Path) -> None:
+    (tmp_path / "shop").mkdir()
+    (tmp_path / "shop" / "mine").write_text("mine")
+    with pytest.raises(ConfigurationError, match="--into"):
+        generate.create(rendering(), tmp_path / "shop")
+    assert [p.name for p in (tmp_path / "shop").iterdir()] == ["mine"]
+
+
+def test_it_can_be_added_to_what_is_there(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    generate.add(rendering(), tmp_path)
+    assert (tmp_path / "mine.txt").read_text() == "mine"
+    assert (tmp_path / "src" / "shop" / "app.py").is_file()
+
+
+def test_a_service_that_cannot_be_written_whole_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = Folder.write
+
+    def full(self: Folder, path: str, file: File) -> None:
+        if path == "stack.yaml":
+            raise OSError(28, os.strerror(28))
+        write(self, path, file)
+
+    monkeypatch.setattr(Folder, "write", full)
+    with pytest.raises(OSError, match="No space"):
+        generate.create(rendering(), tmp_path / "shop")
+    assert not list(tmp_path.iterdir())
+
+
+def test_there_is_no_kafka_yet() -> None:
+    with pytest.raises(ConfigurationError, match="--events kafka: there are no templates for it yet"):
+        generate.rendered(service.describe("shop", "python-worker", "kafka", None, TODAY))
+
+
+def test_an_advice_for_another_system_is_said(tmp_path: Path) -> None:
+    (tmp_path / "stack.yaml").write_text(
+        "requirements: {rate: {avg: 2000000/s}, retention: 30d, datacenters: 3}\nquality: {events: {type: kafka, why: it was asked for}}\n"
+    )
+    described = service.describe(
+        "shop", "python-worker", "redis-streams", manifest.load(tmp_path / "stack.yaml"), TODAY
+    )
+    assert described.differs.startswith("kafka: ")
+    assert described.decided.type == "redis-streams"
+    assert "asked for; the advice is kafka" in described.decided.why
+
+
+def test_a_description_of_several_lines_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "stack.yaml").write_text(
+        'metadata: {name: x, description: "a\\n[project]"}\nquality: {events: {type: redis-streams, why: it was asked for}}\n'
+    )
+    with pytest.raises(ConfigurationError, match="description: expected one line"):
+        service.describe("shop", "python-worker", "redis-streams", manifest.load(tmp_path / "stack.yaml"), TODAY)

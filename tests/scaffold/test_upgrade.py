@@ -1,0 +1,168 @@
+"""A newer template is merged with what the user made of the last one: nothing is lost, and conflicts are marked."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from headrace import ConfigurationError
+from headrace.scaffold import record, upgrade
+from headrace.scaffold.folder import Folder
+from headrace.scaffold.generate import Rendering
+from headrace.scaffold.record import Lock
+from headrace.scaffold.render import File
+from headrace.scaffold.upgrade import Fate
+from headrace.version import VERSION
+
+LINES = [f"line {n}\n" for n in range(9)]
+LOCK = Lock(VERSION, "python-worker", "redis-streams", "1.0")
+
+
+def text(**changed: str) -> bytes:
+    """Nine lines, some of them otherwise: `text(l3="mine")`."""
+    return "".join(f"{changed[f'l{n}']}\n" if f"l{n}" in changed else line for n, line in enumerate(LINES)).encode()
+
+
+class Project:
+    """A project that was generated from some files, and the next rendering."""
+
+    def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.root, self.folder = root, Folder(root)
+        self.new: dict[str, File] = {}
+        (root / "stack.yaml").write_text(
+            "metadata: {name: shop}\nquality: {events: {type: redis-streams, why: it was asked for}}\n"
+        )
+        lock = msgspec.structs.replace(LOCK, template="1.1")
+        monkeypatch.setattr(upgrade, "rendered", lambda _: Rendering(lock, self.new))
+
+    def generated(self, **files: File) -> None:
+        for path, file in files.items():
+            self.folder.write(path, file)
+        record.keep(self.folder, LOCK, files)
+
+    def upgrade(self, **new: File) -> dict[str, Fate]:
+        self.new = new
+        plan = upgrade.plan(self.root)
+        upgrade.apply(self.root, plan)
+        return {change.path: change.fate for change in plan.changes}
+
+    def read(self, path: str) -> bytes | None:
+        return self.folder.read(path)
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
+    return Project(tmp_path, monkeypatch)
+
+
+def test_what_nobody_touched_is_replaced_and_what_only_the_user_touched_is_kept(project: Project) -> None:
+    project.generated(a=File(text()), b=File(text()), c=File(text()))
+    project.folder.write("b", File(text(l1="mine")))
+    fates = project.upgrade(a=File(text(l7="new"), executable=True), b=File(text()), c=File(text()), d=File(b"added\n"))
+    assert fates == {"a": Fate.UPDATED, "d": Fate.ADDED}
+    assert project.read("a") == text(l7="new")
+    assert (project.root / "a").stat().st_mode & 0o111
+    assert project.read("b") == text(l1="mine")
+    assert project.read("d") == b"added\n"
+
+
+def test_both_changes_are_there(project: Project) -> None:
+    project.generated(a=File(text()))
+    project.folder.write("a", File(text(l1="mine")))
+    assert project.upgrade(a=File(text(l7="new"))) == {"a": Fate.MERGED}
+    assert project.read("a") == text(l1="mine", l7="new")
+    assert project.upgrade(a=File(text(l7="newer"))) == {"a": Fate.MERGED}, (
+        "the last rendering is what is merged against"
+    )
+    assert project.read("a") == text(l1="mine", l7="newer")
+
+
+def test_a_conflict_has_both_sides_and_is_resolved_before_the_next(project: Project) -> None:
+    project.generated(a=File(text()))
+    project.folder.write("a", File(text(l4="mine")))
+    assert project.upgrade(a=File(text(l4="theirs"))) == {"a": Fate.CONFLICT}
+    marked = project.read("a") or b""
+    assert (
+        marked.index(b"<<<<<<< yours")
+        < marked.index(b"mine\n")
+        < marked.index(b"theirs\n")
+        < marked.index(b">>>>>>> template")
+    )
+    assert b"line 4\n" in marked
+    with pytest.raises(ConfigurationError, match="a: still with the marks of a conflict"):
+        project.upgrade(a=File(text(l4="theirs")))
+    project.folder.write("a", File(text(l4="both")))
+    assert project.upgrade(a=File(text(l4="theirs"))) == {}
+
+
+def test_a_file_of_the_users_is_never_written(project: Project) -> None:
+    project.generated(a=File(text(), seeded=True))
+    project.folder.write("a", File(text(l1="mine")))
+    project.folder.write("b", File(b"also mine\n"))
+    assert project.upgrade(a=File(text(l7="new"), seeded=True), b=File(b"template\n", seeded=True)) == {}
+    assert project.read("a") == text(l1="mine")
+    assert project.read("b") == b"also mine\n"
+
+
+def test_what_the_user_deleted_stays_deleted(project: Project) -> None:
+    project.generated(a=File(text()), b=File(text(), seeded=True))
+    project.folder.remove("a")
+    project.folder.remove("b")
+    assert project.upgrade(a=File(text(l7="new")), b=File(text(l7="new"), seeded=True)) == {"a": Fate.DELETED}
+    assert project.read("a") is None
+    assert project.read("b") is None
+
+
+def test_what_the_template_dropped_goes_unless_it_was_changed(project: Project) -> None:
+    project.generated(a=File(text()), b=File(text()), c=File(text(), seeded=True))
+    project.folder.write("b", File(text(l1="mine")))
+    assert project.upgrade() == {"a": Fate.REMOVED, "b": Fate.KEPT}
+    assert project.read("a") is None
+    assert project.read("b") == text(l1="mine")
+    assert project.read("c") == text()
+
+
+def test_a_file_of_the_users_where_a_new_one_goes_is_a_conflict(project: Project) -> None:
+    project.generated()
+    project.folder.write("a", File(b"mine\n"))
+    assert project.upgrade(a=File(b"theirs\n")) == {"a": Fate.CONFLICT}
+    assert {b"mine", b"theirs"} <= set((project.read("a") or b"").split(b"\n"))
+
+
+def test_an_upgrade_that_was_interrupted_is_repeated(project: Project) -> None:
+    project.generated(a=File(text()), b=File(text()))
+    project.folder.write("b", File(text(l1="mine")))
+    project.new = {"a": File(text(l7="new")), "b": File(text(l7="new"))}
+    plan = upgrade.plan(project.root)
+    for change in plan.changes:  # all files, but not the record
+        assert change.file is not None
+        project.folder.write(change.path, change.file)
+    project.upgrade(**project.new)
+    assert project.read("a") == text(l7="new")
+    assert project.read("b") == text(l1="mine", l7="new")
+
+
+def test_a_damaged_or_absent_record_is_said(project: Project) -> None:
+    with pytest.raises(ConfigurationError, match=r"no \.headrace/lock\.json"):
+        project.upgrade()
+    project.generated(a=File(text()))
+    (project.root / record.BASE).write_bytes(b"not a tar")
+    with pytest.raises(ConfigurationError, match="is damaged"):
+        project.upgrade()
+
+
+def test_only_what_is_committed_is_upgraded(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="not in a git repository"):
+        upgrade.check_clean(tmp_path)
+    for words in (
+        ("init", "-q"),
+        ("-c", "user.name=a", "-c", "user.email=a@b", "commit", "-q", "--allow-empty", "-m", "1"),
+    ):
+        subprocess.run(["git", "-C", tmp_path, *words], check=True)
+    upgrade.check_clean(tmp_path)
+    (tmp_path / "new").write_text("x")
+    with pytest.raises(ConfigurationError, match="not committed"):
+        upgrade.check_clean(tmp_path)
