@@ -4,11 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo test check bench faults clean install
+.PHONY: help demo test test-stacks check bench faults clean install
 .DEFAULT_GOAL := help
 
 help: ## what can be made
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/'
 
 $(STAMP): pyproject.toml tools/venv.sh
 	@PYTHON="$(PYTHON)" bash tools/venv.sh $(VENV)
@@ -22,6 +22,10 @@ demo: $(STAMP) ## 336,776 real events through workers that are killed on the way
 test: $(STAMP) ## every test, on real servers
 	@bash tools/servers.sh
 	@$(BIN)/python -m pytest -q $(ARGS)
+
+test-stacks: $(STAMP) ## generated services: compiled, linted, tested
+	@bash tools/servers.sh
+	@$(BIN)/python -m pytest -q stacks $(ARGS)
 
 check: $(STAMP) ## lint, format, types
 	@$(BIN)/ruff check .
