@@ -17,7 +17,7 @@ from typing import Any, Final
 import hiredis
 import pytest
 
-from headrace import limits
+from headrace import limits, testing
 from headrace.backends.contract import Delivery, Record, Route, Settlement, Verdict
 from headrace.backends.entry import attempt_of, copy_of, derived_id
 from headrace.backends.partition import partition_of
@@ -30,7 +30,7 @@ from headrace.backends.redis.settle import Writes, calls
 from headrace.context import Context, Surroundings
 from tests.servers import Server, require
 
-GOLDEN: Final = Path(__file__).parents[1] / "golden"
+GOLDEN: Final = Path(testing.__file__).parent / "golden"
 SCRIPTS: Final = load_scripts()
 CLOCK_MS: Final = 30_000
 """How far a time may be off: the server's clock is asked before the call."""

@@ -12,6 +12,7 @@ from typing import Final
 import msgspec
 from msgspec import Struct
 
+from headrace.backends.redis.node import load_script
 from headrace.errors import ConfigurationError
 from headrace.stack.manifest import StackType, System
 
@@ -58,6 +59,8 @@ class _Description(Struct, frozen=True, forbid_unknown_fields=True):
     """Patterns of paths."""
     executable: tuple[str, ...] = ()
     roles: tuple[Role, ...] = ()
+    copies: dict[str, str] = {}
+    """Path -> what of this package is there byte for byte: `script:NAME` or `golden:NAME`."""
     worker: str = ""
     """The role that handles events."""
     url_variable: str = "HEADRACE_URL"
@@ -87,6 +90,7 @@ def load(kind: StackType, events: System) -> Template:
                 continue
             for path, file in _walk(folder):
                 found[path.removesuffix(_RENDERED)] = _source(described, path, file)
+    found |= {path: _copied(path, what) for path, what in described.copies.items()}
     if not any((home / layer / events).is_dir() for layer in described.layers):
         raise ConfigurationError(f"--events {events}: there are no templates for it yet; redis-streams has them")
     return Template(
@@ -108,6 +112,15 @@ def _walk(folder: Traversable, at: str = "") -> Iterator[tuple[str, Traversable]
                 yield from _walk(entry, f"{at}{name}/")
         else:
             yield at + name, entry
+
+
+def _copied(path: str, what: str) -> Source:
+    kind, _, name = what.partition(":")
+    if kind == "script":
+        data = load_script(name).text.encode()
+    else:
+        data = (resources.files("headrace.testing") / "golden" / f"{name}.json").read_bytes()
+    return Source(path, data, rendered=False, seeded=False, executable=False)
 
 
 def _source(described: _Description, path: str, file: Traversable) -> Source:
