@@ -116,10 +116,8 @@ def _walk(folder: Traversable, at: str = "") -> Iterator[tuple[str, Traversable]
 
 def _copied(path: str, what: str) -> Source:
     kind, _, name = what.partition(":")
-    if kind == "script":
-        data = load_script(name).text.encode()
-    else:
-        data = (resources.files("headrace.testing") / "golden" / f"{name}.json").read_bytes()
+    vector = resources.files("headrace.testing") / "golden" / f"{name}.json"
+    data = load_script(name).text.encode() if kind == "script" else vector.read_bytes()
     return Source(path, data, rendered=False, seeded=False, executable=False)
 
 
