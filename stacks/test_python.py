@@ -17,8 +17,9 @@ quality: {events: {type: redis-streams, why: because we run it already}}
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("text", ["", ORDERED], ids=["plain", "ordered"])
-@pytest.mark.parametrize("kind", ["python-worker", "python-fastapi"])
+@pytest.mark.parametrize(
+    ("kind", "text"), [("python-worker", ""), ("python-fastapi", ORDERED)], ids=["worker", "fastapi, in order"]
+)
 def test_a_generated_service_passes_its_tests_the_first_time(
     tmp_path: Path, wheels: Path, tool: Path, kind: str, text: str
 ) -> None:
