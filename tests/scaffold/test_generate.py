@@ -190,6 +190,36 @@ def test_an_advice_for_another_system_is_said(tmp_path: Path) -> None:
     assert "asked for; the advice is kafka" in described.decided.why
 
 
+@pytest.mark.parametrize("bad", ['a"; import os', "a\\n", "[[ 7 * 7 ]]", "größe", "a" * 129, ""])
+@pytest.mark.parametrize("what", ["name", "group"])
+def test_a_name_that_would_be_code_is_refused(tmp_path: Path, what: str, bad: str) -> None:
+    stream = {"name": "orders", "group": "g", what: bad}
+    block = {"quality": {"events": {"type": "redis-streams", "why": "it was asked for", "streams": [stream]}}}
+    (tmp_path / "stack.yaml").write_text(yaml.safe_dump(block))
+    if (what, bad) == ("group", ""):
+        return  # then it is the service's name
+    with pytest.raises(ConfigurationError):
+        read = manifest.load(tmp_path / "stack.yaml")
+        generate.rendered(service.describe("shop", "python-worker", "redis-streams", read, TODAY))
+
+
+def test_a_description_is_data_wherever_it_goes(tmp_path: Path) -> None:
+    text = """Sells \'things\' "cheap\"\"\" [[ 7 * 7 ]] \\n; {{ x }} # größe"""
+    (tmp_path / "stack.yaml").write_text(
+        yaml.safe_dump(
+            {
+                "metadata": {"name": "x", "description": text},
+                "quality": {"events": {"type": "redis-streams", "why": "it was asked for"}},
+            }
+        )
+    )
+    files = generate.rendered(
+        service.describe("shop", "python-worker", "redis-streams", manifest.load(tmp_path / "stack.yaml"), TODAY)
+    ).files
+    assert ast.get_docstring(ast.parse(files["src/shop/__init__.py"].data)) == text + "."
+    assert tomllib.loads(files["pyproject.toml"].data.decode())["project"]["description"] == text
+
+
 def test_a_description_of_several_lines_is_refused(tmp_path: Path) -> None:
     (tmp_path / "stack.yaml").write_text(
         'metadata: {name: x, description: "a\\n[project]"}\nquality: {events: {type: redis-streams, why: it was asked for}}\n'

@@ -15,6 +15,7 @@ from msgspec import Struct
 
 from headrace import limits
 from headrace.errors import ConfigurationError
+from headrace.event import check_name as check_wire_name
 from headrace.stack import advise, decision, facts
 from headrace.stack.manifest import (
     API_VERSION,
@@ -120,6 +121,8 @@ def words(service: Service, template_version: str) -> dict[str, Any]:
     """What the templates may use."""
     consumed = next((s for s in service.decided.streams if "consume" in s.role), service.decided.streams[0])
     consumer = consumed.consumer or Consumer()
+    check_wire_name("topic", consumed.name)  # it is written into source code
+    check_wire_name("group", consumed.group or service.name)
     return {
         "name": service.name,
         "module": service.name.replace("-", "_"),

@@ -25,6 +25,11 @@ StackType = Literal["rust-axum", "rust-grpc", "python-fastapi", "python-worker"]
 _LABEL: Final = "^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
 Name = Annotated[str, Meta(pattern=_LABEL, description="As in RFC 1123: small letters, digits, hyphens")]
 
+TopicName = Annotated[
+    str, Meta(pattern="^[A-Za-z0-9._-]{1,128}$", description="1 to 128 of letters, digits, dot, underscore, hyphen")
+]
+FieldName = Annotated[str, Meta(pattern="^([A-Za-z_][A-Za-z0-9_]*)?$", description="A field of the event")]
+
 
 class _Part(Struct, frozen=True, forbid_unknown_fields=True, rename="camel", omit_defaults=True):
     """Of the manifest: a key that is not known is a mistake."""
@@ -122,14 +127,14 @@ class Consumer(_Part, frozen=True):
 class Stream(_Part, frozen=True):
     """A topic that the service uses."""
 
-    name: str
+    name: TopicName
     role: tuple[Literal["produce", "consume"], ...] = ("produce", "consume")
     schema: str = ""
     partitions: Annotated[int, Meta(ge=1, le=1_024)] = 1
-    key: str = ""
+    key: FieldName = ""
     """The field by which events are kept in order."""
     retention: Retention | None = None
-    group: str = ""
+    group: TopicName | Literal[""] = ""
     consumer: Consumer | None = None
 
 
