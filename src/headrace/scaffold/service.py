@@ -136,6 +136,8 @@ def words(service: Service, template_version: str) -> dict[str, Any]:
         "options": _options(consumed),
         "lease_s": int(consumer.lease),
         "timeout_s": int(consumer.timeout),
+        "attempts": consumer.max_deliveries,
+        "concurrency": consumer.concurrency,
         "engine": service.decided.server.engine if service.decided.server is not None else "valkey",
         "maxmemory": str(service.decided.server.maxmemory or "") if service.decided.server is not None else "",
         "headrace": VERSION,
