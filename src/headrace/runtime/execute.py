@@ -128,7 +128,10 @@ class Executor:
             error,
             len(deliveries),
         )
-        await asyncio.sleep(limits.database_pause_s)
+        try:
+            await asyncio.sleep(limits.database_pause_s)
+        except asyncio.CancelledError as e:
+            self._seen(e)  # its time is over, then others may try
         return [Settlement(d, Verdict.RETURN) for d in deliveries]
 
     def judge(self, delivery: Delivery, error: BaseException, retry: Retry | None = None) -> Settlement:

@@ -98,6 +98,7 @@ class Order:
                 settled: Settled = Settlement(delivery, Verdict.RETURN)
             else:
                 if (started := clock()) > turn.ends:
+                    lane.deliveries = ()  # the time of others is not its handler's
                     started = await turn.wait()
                 lane.started = started
                 lane.deliveries = (delivery,)
@@ -139,6 +140,7 @@ class Order:
                 chunk = [d for d in chunk if d not in back]
                 if not chunk:
                     return
+        lane.deliveries = ()
         lane.started = await self._turn.wait()
         lane.deliveries = chunk
         if self._executor.batched:

@@ -180,6 +180,7 @@ class Pump:
         execute, clock, turn = self._executor.execute, self._loop.time, self._turn
         for delivery in work.unstarted:
             if (started := clock()) > turn.ends:
+                lane.deliveries = ()  # the time of others is not its handler's
                 started = await turn.wait()
             lane.started = started
             lane.deliveries = (delivery,)
@@ -194,6 +195,7 @@ class Pump:
     async def _run_batches(self, lane: Lane, work: Work) -> None:
         size = self._executor.batch
         for delivery in work.unstarted:
+            lane.deliveries = ()
             lane.started = await self._turn.wait()
             lane.deliveries = chunk = [delivery]
             if delivery.attempt == 1:  # what failed before is handled alone, so that it cannot fail others again

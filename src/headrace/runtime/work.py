@@ -33,6 +33,7 @@ class Lane:
         """Idle; `task` is set by whoever runs it."""
         self.task: asyncio.Task[None]
         self.deliveries: Sequence[Delivery] = ()
+        """What its handler is at work on; only then may it be cancelled."""
         self.work: Work | None = None
         self.started = 0.0
         self.cancelled_at = 0.0
