@@ -12,8 +12,9 @@ import msgspec
 import pytest
 
 from headrace import ConfigurationError, Headrace, NotConnected, Refused, Topic
-from headrace.backends.contract import Delivery, Record, Route, Settlement, Subscription, Verdict
+from headrace.backends.contract import Delivery, Record, Route, Settled, Settlement, Subscription, Verdict
 from headrace.backends.redis.backend import RedisBackend
+from headrace.backends.redis.inspect import RedisInspector
 from headrace.backends.redis.membership import shares
 from headrace.backends.redis.ordered import OrderedFeed
 from headrace.settings import Settings
@@ -21,7 +22,7 @@ from tests.servers import Server
 from tests.trial import Event, Plan, Trial
 
 pytest_plugins = ["tests.servers"]
-ORDERS = Route("orders", partitions=4)
+ORDERS, ONE = Route("orders", partitions=4), Route("one")
 
 VARIANTS = {
     "one by one": Plan(0),
@@ -317,3 +318,29 @@ def test_what_cannot_be_meant(options: dict[str, Any], subscribe: dict[str, Any]
     with pytest.raises(ConfigurationError, match=says):
         topic: Topic[Any] = Headrace("redis://localhost").topic("orders", Event, **options)
         topic.subscribe("g", **subscribe)
+
+
+def test_what_was_set_aside_is_not_ahead_of_a_group_that_begins_anew(server: Server) -> None:
+    """It is read again with all others of its key, in their order; what the topic has no more stays set aside."""
+
+    async def play(backend: RedisBackend) -> None:
+        first = await worker(backend, "first", ONE)
+        await backend.publish(ONE, keyed(*(("a", f"a{n}") for n in range(4))))
+        got = await take(first, 4)
+        settled: list[Settled] = [got[0], Settlement(got[1], Verdict.RETRY), *got[2:]]
+        assert not await first.commit(settled)
+        await first.aclose()
+        assert server.command("XLEN", "{one}:retry:g") == 3
+        server.command("XDEL", "one", got[2].token)
+        await RedisInspector(backend.client).seek("one", "g", "earliest")
+        assert server.command("XLEN", "{one}:retry:g") == 1
+        second = await worker(backend, "second", ONE)
+        again: list[str] = []
+        async with asyncio.timeout(10):
+            while len(again) < 4:
+                for delivery in await second.take(1, 0.2):
+                    again.append(delivery.fields[-1].decode())
+                    assert not await second.commit([delivery])
+        assert again == ["a2", "a0", "a1", "a3"]
+
+    playing(server, play)

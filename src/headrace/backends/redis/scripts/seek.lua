@@ -1,5 +1,5 @@
 #!lua
--- An operator starts a group anew; its ledger begins here; dead letters and retries stay.
+-- An operator starts a group anew; its ledger begins here; dead letters and retries stay, but for events set aside in ordered mode that are read again.
 -- KEYS  1 stream  2 record  3 retry  4 dead  5 delayed:G  6 packed     ARGV  1 group  2 where: 0, $ or the id after which it reads on
 local call, stream, group = redis.call, KEYS[1], ARGV[1]
 local added, length = 0, 0
@@ -18,6 +18,21 @@ elseif ARGV[2] == '$' then origin = added
 else origin = added - #call('XRANGE', stream, '(' .. ARGV[2], '+') end
 redis.pcall('XGROUP', 'DESTROY', stream, group)
 call('XGROUP', 'CREATE', stream, group, ARGV[2], 'MKSTREAM', 'ENTRIESREAD', origin)
+if ARGV[2] ~= '$' and call('HGET', KEYS[2], 'mode') == 'ordered' then  -- what is read again is not there a second time, ahead of those before it
+  local after_ms, after_seq = string.match(ARGV[2], '^(%d+)-?(%d*)')
+  after_ms, after_seq = tonumber(after_ms), tonumber(after_seq) or 0
+  for _, aside in ipairs(call('XRANGE', KEYS[3], '-', '+')) do
+    local entry
+    for i = 1, #aside[2], 2 do if aside[2][i] == 'origin' then entry = string.match(aside[2][i + 1], '^%d+%-%d+') end end
+    if entry then
+      local ms, seq = string.match(entry, '^(%d+)-(%d+)$')
+      ms, seq = tonumber(ms), tonumber(seq)
+      if (ms > after_ms or (ms == after_ms and seq > after_seq)) and #call('XRANGE', stream, entry, entry) == 1 then
+        call('XDEL', KEYS[3], aside[1])
+      end
+    end
+  end
+end
 local carried = 0
 if call('EXISTS', KEYS[3]) == 1 then carried = carried + call('XLEN', KEYS[3]) end
 if call('EXISTS', KEYS[4]) == 1 then carried = carried + call('XLEN', KEYS[4]) end
