@@ -20,7 +20,7 @@ def test_a_service_is_there_and_can_be_upgraded(tmp_path: Path, monkeypatch: pyt
     manifest.write_text(
         manifest.read_text().replace("timeout: 30s", "timeout: 40s").replace("maxage: 1d", "maxage: 2d")
     )
-    assert "not in a git repository" in say("stack", "upgrade", "shop").err
+    assert "not a git repository" in say("stack", "upgrade", "shop").err
     for words in (("init", "-q"), ("add", "-A"), ("-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "1")):
         subprocess.run(["git", "-C", "shop", *words], check=True)
     planned = say("stack", "upgrade", "shop", "--dry-run")

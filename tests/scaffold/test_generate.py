@@ -15,6 +15,7 @@ from headrace import ConfigurationError
 from headrace.scaffold import generate, service
 from headrace.scaffold.folder import Folder
 from headrace.scaffold.generate import Rendering
+from headrace.scaffold.name import check_name
 from headrace.scaffold.render import File
 from headrace.stack import claims, facts, manifest
 from headrace.stack.manifest import StackType
@@ -73,7 +74,7 @@ def test_the_manifest_reads_back_and_claims_nothing_that_is_not_so(tmp_path: Pat
         assert read.metadata is not None
         assert read.metadata.description == 'Sells "things"'
         assert b"partitions=16" in made.files["src/shop/topics.py"].data
-        assert b"ordered=True" in made.files["src/shop/handlers.py"].data
+        assert b"ORDERED = True" in made.files["src/shop/topics.py"].data
 
 
 def test_the_same_service_is_the_same_bytes(tmp_path: Path) -> None:
@@ -104,12 +105,12 @@ def test_the_same_service_is_the_same_bytes(tmp_path: Path) -> None:
             "shop.",
             "a" * 64,
         ),
-        *("class", "match", "json", "test", "service", "core", "headrace", "async"),
+        *("class", "match", "json", "test", "service", "core", "headrace", "async", "msgspec", "pytest"),
     ],
 )
 def test_a_name_that_cannot_be_one_is_refused(name: str) -> None:
     with pytest.raises(ConfigurationError, match="name: "):
-        service.check_name(name)
+        check_name(name)
 
 
 @pytest.mark.parametrize("path", ["../out", "/etc/passwd", "a/../../out", "a//b", "", ".", "a/."])
@@ -168,7 +169,7 @@ def test_a_service_that_cannot_be_written_whole_is_not_there(tmp_path: Path, mon
         write(self, path, file)
 
     monkeypatch.setattr(Folder, "write", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(ConfigurationError, match="No space"):
         generate.create(rendering(), tmp_path / "shop")
     assert not list(tmp_path.iterdir())
 
@@ -216,7 +217,6 @@ def test_a_description_is_data_wherever_it_goes(tmp_path: Path) -> None:
     files = generate.rendered(
         service.describe("shop", "python-worker", "redis-streams", manifest.load(tmp_path / "stack.yaml"), TODAY)
     ).files
-    assert ast.get_docstring(ast.parse(files["src/shop/__init__.py"].data)) == text + "."
     assert tomllib.loads(files["pyproject.toml"].data.decode())["project"]["description"] == text
 
 
@@ -224,5 +224,103 @@ def test_a_description_of_several_lines_is_refused(tmp_path: Path) -> None:
     (tmp_path / "stack.yaml").write_text(
         'metadata: {name: x, description: "a\\n[project]"}\nquality: {events: {type: redis-streams, why: it was asked for}}\n'
     )
+    described = service.describe(
+        "shop", "python-worker", "redis-streams", manifest.load(tmp_path / "stack.yaml"), TODAY
+    )
     with pytest.raises(ConfigurationError, match="description: expected one line"):
-        service.describe("shop", "python-worker", "redis-streams", manifest.load(tmp_path / "stack.yaml"), TODAY)
+        generate.rendered(described)
+
+
+def given(tmp_path: Path, streams: str, kind: StackType = "python-worker") -> Rendering:
+    (tmp_path / "given.yaml").write_text(
+        "quality:\n  storage: {type: postgres, why: it is there already}\n"
+        "  events:\n    type: redis-streams\n    why: because we run it already\n" + streams
+    )
+    read = manifest.load(tmp_path / "given.yaml")
+    return generate.rendered(service.describe("shop", kind, "redis-streams", read, TODAY))
+
+
+STREAMS = """\
+    server: {engine: redis, maxmemory: 2GiB}
+    scaling: {minReplicas: 3}
+    streams:
+      - name: trades
+        partitions: 4
+        key: order_id
+        group: desk
+        retention: {maxage: 6h}
+        consumer: {timeout: 500ms, lease: 60s, maxDeliveries: 2, concurrency: 7, ordered: true}
+"""
+
+
+def test_what_the_manifest_says_is_what_is_generated(tmp_path: Path) -> None:
+    files = {path: file.data.decode() for path, file in given(tmp_path, STREAMS).files.items()}
+    topics = files["src/shop/topics.py"]
+    for line in (
+        'GROUP = "desk"',
+        "ORDERED = True",
+        "RETRY = Retry(attempts=2)",
+        "TIMEOUT_S = 0.5",
+        "LANES = 7",
+        "app = Headrace(lease_s=60)",
+        'orders = app.topic("trades", OrderPlaced, key="order_id", partitions=4, retain_events=10000000, retain_s=21600)',
+    ):
+        assert line in topics.splitlines(), topics
+    assert "minReplicaCount: 3" in files["deploy/scaling.yaml"]
+    assert "redis-server --appendonly yes" in files["compose.yaml"]
+    assert f"--maxmemory {2 * 2**30}" in files["compose.yaml"]
+    assert yaml.safe_load(files["stack.yaml"])["quality"]["storage"]["type"] == "postgres"
+    assert "because we run it already" in files["docs/adr/0001-events.md"]
+
+
+@pytest.mark.parametrize(
+    ("rates", "options"),
+    [
+        ("rate: {avg: 500/s}, retention: 6h", ", cap_events=10800000, retain_events=10800000)"),
+        ("rate: {avg: 0.5/d, peak: 1/h}, ordering: per-key", ", partitions=16)"),
+        ("ordering: global", 'key="customer")'),
+    ],
+)
+def test_what_is_required_is_kept(tmp_path: Path, rates: str, options: str) -> None:
+    (tmp_path / "given.yaml").write_text(
+        f"requirements: {{{rates}}}\nquality: {{events: {{type: redis-streams, why: because we run it already}}}}\n"
+    )
+    read = manifest.load(tmp_path / "given.yaml")
+    made = generate.rendered(service.describe("shop", "python-worker", "redis-streams", read, TODAY))
+    topics = made.files["src/shop/topics.py"].data.decode()
+    assert options in topics, topics
+    (tmp_path / "again.yaml").write_bytes(made.files["stack.yaml"].data)
+    assert manifest.load(tmp_path / "again.yaml").requirements == read.requirements
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        (("key: order_id", "key: country"), "the sample's event has customer and order_id"),
+        (("name: trades", "name: orders.accepted"), "expected one with the role consume"),
+        (("maxage: 6h", "maxlen: 1000000000000000000"), "retain_events"),
+    ],
+)
+def test_what_cannot_be_generated_is_said(tmp_path: Path, changes: tuple[str, str], says: str) -> None:
+    with pytest.raises(ConfigurationError, match=says):
+        given(tmp_path, STREAMS.replace(*changes))
+
+
+def test_a_type_that_cannot_keep_order_says_so(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="ordered groups are not generated yet"):
+        given(tmp_path, STREAMS, "rust-axum")
+
+
+def test_an_addition_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = Folder.write
+
+    def full(self: Folder, path: str, file: File) -> None:
+        if path == "stack.yaml":
+            raise OSError(28, os.strerror(28))
+        write(self, path, file)
+
+    monkeypatch.setattr(Folder, "write", full)
+    (tmp_path / "mine").write_text("mine")
+    with pytest.raises(ConfigurationError, match="what was written is removed"):
+        generate.add(rendering(), tmp_path)
+    assert [p.name for p in tmp_path.rglob("*") if p.is_file()] == ["mine"]

@@ -18,7 +18,7 @@ from headrace.scaffold.upgrade import Fate
 from headrace.version import VERSION
 
 LINES = [f"line {n}\n" for n in range(9)]
-LOCK = Lock(VERSION, "python-worker", "redis-streams", "1.0")
+LOCK = Lock("shop", VERSION, "python-worker", "redis-streams", "1.0")
 
 
 def text(**changed: str) -> bytes:
@@ -145,6 +145,46 @@ def test_an_upgrade_that_was_interrupted_is_repeated(project: Project) -> None:
     assert project.read("b") == text(l1="mine", l7="new")
 
 
+def test_line_ends_and_modes_are_the_users(project: Project) -> None:
+    project.generated(a=File(text()))
+    project.folder.write("a", File(text(l1="mine").replace(b"\n", b"\r\n")))
+    (project.root / "a").chmod(0o750)
+    assert project.upgrade(a=File(text(l7="new"))) == {"a": Fate.MERGED}
+    assert project.read("a") == text(l1="mine", l7="new").replace(b"\n", b"\r\n")
+    assert (project.root / "a").stat().st_mode & 0o777 == 0o750
+
+
+def test_links_and_folders_are_left_alone(project: Project) -> None:
+    project.generated(a=File(text()), b=File(text()), c=File(text()))
+    for name in "ab":
+        project.folder.remove(name)
+    (project.root / "a").symlink_to(project.root / "c")
+    (project.root / "b").mkdir()
+    new = File(text(l7="new"))
+    fates = project.upgrade(a=new, b=new, c=new)
+    assert fates == {"a": Fate.LEFT, "b": Fate.LEFT, "c": Fate.UPDATED}
+    assert (project.root / "a").is_symlink()
+
+
+def test_a_dependency_that_the_user_adds_is_no_conflict(project: Project) -> None:
+    before = b'deps = [\n  "headrace>=0.1.0",\n  # and what else the service needs:\n]\n'
+    project.generated(a=File(before))
+    project.folder.write("a", File(before.replace(b"needs:\n", b'needs:\n  "httpx",\n')))
+    assert project.upgrade(a=File(before.replace(b"0.1.0", b"0.2.0"))) == {"a": Fate.MERGED}
+
+
+def test_another_name_or_an_older_release_is_refused(project: Project) -> None:
+    project.generated()
+    manifest = project.root / "stack.yaml"
+    manifest.write_text(manifest.read_text().replace("shop", "store"))
+    with pytest.raises(ConfigurationError, match="was generated as shop"):
+        project.upgrade()
+    manifest.write_text(manifest.read_text().replace("store", "shop"))
+    record.keep(project.folder, msgspec.structs.replace(LOCK, headrace="9.9.9"), {})
+    with pytest.raises(ConfigurationError, match="upgrade headrace first"):
+        project.upgrade()
+
+
 def test_a_damaged_or_absent_record_is_said(project: Project) -> None:
     with pytest.raises(ConfigurationError, match=r"no \.headrace/lock\.json"):
         project.upgrade()
@@ -152,10 +192,16 @@ def test_a_damaged_or_absent_record_is_said(project: Project) -> None:
     (project.root / record.BASE).write_bytes(b"not a tar")
     with pytest.raises(ConfigurationError, match="is damaged"):
         project.upgrade()
+    project.generated(a=File(text()))
+    packed = bytearray((project.root / record.BASE).read_bytes())
+    packed[len(packed) // 2] ^= 0xFF
+    (project.root / record.BASE).write_bytes(packed)
+    with pytest.raises(ConfigurationError, match="is damaged"):
+        project.upgrade()
 
 
 def test_only_what_is_committed_is_upgraded(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match="not in a git repository"):
+    with pytest.raises(ConfigurationError, match="git cannot say"):
         upgrade.check_clean(tmp_path)
     for words in (
         ("init", "-q"),

@@ -34,12 +34,13 @@ def _execute(args: argparse.Namespace) -> int:
     read = manifest.load(args.stack) if args.stack is not None else None
     described = service.describe(args.name, args.type, args.events, read, dt.datetime.now(dt.UTC).date())
     rendering = generate.rendered(described)
+    target = args.into if args.into is not None else Path(args.name)
+    generate.check(rendering, target, into=args.into is not None)
     if args.dry_run:
         for path in sorted(rendering.files):
             output.line(path)
         output.note("nothing was written")
         return OK
-    target = args.into if args.into is not None else Path(args.name)
     if args.into is not None:
         generate.add(rendering, target)
     else:

@@ -112,6 +112,7 @@ def _check(args: argparse.Namespace) -> int:
     from headrace.stack import check, facts, live, manifest
 
     read = manifest.load(args.manifest)
+    leave = check.conditions(read, facts.load())
     stage = output.Stage()
 
     async def look(inspector: Inspector) -> int:
@@ -119,7 +120,7 @@ def _check(args: argparse.Namespace) -> int:
             found = await live.measure(inspector, read, args.seconds, stage.show)
         finally:
             stage.end()
-        rows = check.check(read, found, facts.load())
+        rows = check.check(read, leave, found)
         if args.json:
             output.json(rows)
         else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
@@ -44,22 +45,30 @@ class Folder:
         if self.root.is_symlink() or (self.root.exists() and not self.root.is_dir()):
             raise ConfigurationError(f"{self.root} is not a folder")
         there = [path for path in files if os.path.lexists(self.place(path))]
-        there += [path for path in files for parent in self.place(path).parents if parent.is_file()]
+        there += [path for path in files if self.blocked(path)]
         if there:
             shown = ", ".join(there[:5]) + (f" and {len(there) - 5} more" if len(there) > 5 else "")  # noqa: PLR2004
             raise ConfigurationError(f"{self.root} has {shown} already; nothing was written")
 
+    def blocked(self, path: str) -> bool:
+        """Whether something that is no folder is where a file's folder would be."""
+        return any(os.path.lexists(parent) and not parent.is_dir() for parent in self.place(path).parents)
+
     def write(self, path: str, file: File) -> None:
-        """Puts it there, whole or not at all."""
+        """Puts it there, whole or not at all; what was there keeps its mode."""
         place = self.place(path)
         place.parent.mkdir(parents=True, exist_ok=True)
-        new = place.with_name(f".{place.name}.headrace-new")
-        new.unlink(missing_ok=True)
-        with new.open("xb") as out:
-            out.write(file.data)
-        if file.executable:
-            new.chmod(new.stat().st_mode | stat.S_IXUSR | stat.S_IXGRP | stat.S_IXOTH)
-        new.replace(place)
+        mode = stat.S_IMODE(place.stat().st_mode) if place.exists() else 0o644
+        number, name = tempfile.mkstemp(prefix=f".{place.name}.", dir=place.parent)
+        new = Path(name)
+        try:
+            with os.fdopen(number, "wb") as out:
+                out.write(file.data)
+            new.chmod(mode | (0o111 if file.executable else 0))
+            new.replace(place)
+        except BaseException:
+            new.unlink(missing_ok=True)
+            raise
 
     def remove(self, path: str) -> None:
         """Takes it away."""

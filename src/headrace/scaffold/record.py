@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import tarfile
+import zlib
 from collections.abc import Mapping
 from typing import Final
 
@@ -24,6 +25,8 @@ _SEEDED: Final = "seeded"
 class Lock(Struct, frozen=True, forbid_unknown_fields=True):
     """What `.headrace/lock.json` says."""
 
+    name: str
+    """Of the service: packages and images are called by it."""
     headrace: str
     """The release that generated it last."""
     type: StackType
@@ -47,7 +50,7 @@ def recall(folder: Folder) -> tuple[Lock, dict[str, File]]:
         )
     try:
         return msgspec.json.decode(lock, type=Lock), _unpacked(base)
-    except (msgspec.DecodeError, tarfile.TarError, OSError, EOFError) as e:
+    except (msgspec.DecodeError, tarfile.TarError, OSError, EOFError, KeyError, zlib.error) as e:
         raise ConfigurationError(
             f"{folder.root}: {LOCK} or {BASE} is damaged ({e}); bring them back from version control"
         ) from e
@@ -71,7 +74,7 @@ def _unpacked(data: bytes) -> dict[str, File]:
     files = {}
     with tarfile.open(fileobj=io.BytesIO(gzip.decompress(data))) as tar:
         for info in tar:
-            content = tar.extractfile(info)
+            content = tar.extractfile(info) if info.isreg() else None
             if content is not None:
                 seeded = f"headrace.{_SEEDED}" in info.pax_headers
                 files[info.name] = File(content.read(), seeded, bool(info.mode & 0o100))

@@ -1,12 +1,9 @@
-"""What a service is called and made of, and the words that its templates are rendered with."""
+"""What a service is made of: its decision, its topics, and the words that its templates are rendered with."""
 
 from __future__ import annotations
 
 import datetime as dt
-import keyword
-import re
-import sys
-from collections.abc import Sequence
+from decimal import Decimal
 from typing import Any, Final
 
 import msgspec
@@ -16,40 +13,38 @@ from msgspec import Struct
 from headrace import limits
 from headrace.errors import ConfigurationError
 from headrace.event import check_name as check_wire_name
+from headrace.route import route
+from headrace.scaffold.name import check_name
 from headrace.stack import advise, decision, facts
+from headrace.stack.capacity import Capacity, capacity, load_of
 from headrace.stack.manifest import (
     API_VERSION,
+    Concern,
     Consumer,
     Events,
     Manifest,
     Metadata,
     Requirements,
     Retention,
+    Server,
     Spec,
     StackType,
     Stream,
     System,
-    TemplateVersion,
 )
 from headrace.stack.quantity import Duration, Rate, Size
 from headrace.version import VERSION
 
 ADR: Final = "docs/adr/0001-events.md"
-_NAME: Final = re.compile(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
-_RUST: Final = frozenset(
-    re.split(
-        " ",
-        "abstract alloc as async await become box break const continue core crate do dyn else enum extern false final fn for gen "
-        "if impl in let loop macro match mod move mut override priv proc-macro pub ref return self service static std struct super "
-        "test trait true try type typeof unsafe unsized use virtual where while yield",
-    )
-)
-"""What the compiler or cargo refuse as the name of a crate, and the name that the library of a generated service has."""
+ACCEPTED: Final = "orders.accepted"
+"""The topic that every generated service publishes to."""
+_FIELDS: Final = ("customer", "order_id")
+"""Of the sample's event: what may be its key."""
 _PARTITIONS: Final = 16
-"""Of a topic that is kept in order, unless the manifest says otherwise: so many workers can share it."""
-
+"""Of a topic that is kept in order per key, unless the manifest says otherwise: so many workers can share it."""
 _KEPT: Final = Retention(limits.retain_events, Duration(limits.retain_s))
 """What topics keep by default."""
+_GIB: Final = 2**30
 
 
 class Service(Struct, frozen=True):
@@ -62,23 +57,12 @@ class Service(Struct, frozen=True):
     requirements: Requirements
     decided: Events
     """`quality.events`, with reasons and streams."""
+    concerns: dict[str, Concern]
+    """The other blocks of `quality`."""
     adr: str
     """The decision as a document."""
     differs: str = ""
     """If the advice is another system than the one that was asked for: which, and why."""
-
-
-def check_name(name: str) -> str:
-    """The name. Raises ConfigurationError if it cannot be one of a folder, a package and a container at once."""
-    if not _NAME.fullmatch(name):
-        raise ConfigurationError(
-            f"name: expected 1 to 63 of a-z, 0-9 and hyphens that begin with a letter and end with none of the hyphens, got {name!r}"
-        )
-    module = name.replace("-", "_")
-    taken = keyword.iskeyword(module) or keyword.issoftkeyword(module) or module in sys.stdlib_module_names
-    if taken or name in _RUST or module in ("headrace", "tests", "src"):
-        raise ConfigurationError(f"name: {name!r} means something to Python or Rust; choose another")
-    return name
 
 
 def describe(name: str, kind: StackType, events: System, read: Manifest | None, today: dt.date) -> Service:
@@ -94,13 +78,17 @@ def describe(name: str, kind: StackType, events: System, read: Manifest | None, 
         if differs:
             block |= {"type": events, "why": f"asked for; the advice is {differs}", "outgrow": None, "pattern": ""}
         decided = msgspec.convert({k: v for k, v in block.items() if v is not None}, Events)
-    if not decided.streams:
-        decided = msgspec.structs.replace(decided, streams=_streams(name, ordered=requirements.ordering != "none"))
     metadata = read.metadata if read is not None and read.metadata is not None else Metadata(name)
-    metadata = msgspec.structs.replace(metadata, name=name)
-    _check_text("metadata.description", metadata.description)
     return Service(
-        name, kind, events, metadata, requirements, decided, decision.adr(advice, name, today.isoformat()), differs
+        name,
+        kind,
+        events,
+        msgspec.structs.replace(metadata, name=name),
+        requirements,
+        _with_streams(decided, name, requirements),
+        read.concerns if read is not None else {},
+        decision.adr(advice, name, today.isoformat(), decided),
+        differs,
     )
 
 
@@ -108,54 +96,114 @@ def of_project(read: Manifest, kind: StackType) -> Service:
     """The service that a project's manifest describes; its decision document is its own by now."""
     if read.metadata is None:
         raise read.document.error((), "expected metadata.name: a service is generated under it")
-    check_name(read.metadata.name)
-    _check_text("metadata.description", read.metadata.description)
-    decided = read.events
-    if not decided.streams:
-        ordered = read.requirements.ordering != "none"
-        decided = msgspec.structs.replace(decided, streams=_streams(read.metadata.name, ordered=ordered))
-    return Service(read.metadata.name, kind, decided.type, read.metadata, read.requirements, decided, "")
+    name = check_name(read.metadata.name)
+    decided = _with_streams(read.events, name, read.requirements)
+    return Service(name, kind, decided.type, read.metadata, read.requirements, decided, read.concerns, "")
+
+
+def _with_streams(decided: Events, group: str, requirements: Requirements) -> Events:
+    """With topics that keep what is required, if the manifest names none."""
+    if decided.streams:
+        return decided
+    needs = _needs(requirements)
+    kept = Retention(
+        max(limits.retain_events, needs.events_kept if requirements.retention else 0),
+        max(Duration(limits.retain_s), requirements.retention or Duration(0)),
+    )
+    partitions = {"global": 1, "per-key": max(_PARTITIONS, needs.partitions), "none": needs.partitions}
+    ordered = requirements.ordering != "none"
+    orders = Stream(
+        "orders",
+        partitions=partitions[requirements.ordering],
+        key="customer",
+        retention=kept,
+        group=group,
+        consumer=Consumer(dead_letter=f"{{orders}}:dead:{group}", ordered=ordered),
+    )
+    return msgspec.structs.replace(decided, streams=(orders, Stream(ACCEPTED, role=("produce",), retention=_KEPT)))
+
+
+def _needs(requirements: Requirements) -> Capacity:
+    return capacity(load_of(requirements), facts.load())
 
 
 def words(service: Service, template_version: str) -> dict[str, Any]:
-    """What the templates may use."""
-    consumed = next((s for s in service.decided.streams if "consume" in s.role), service.decided.streams[0])
+    """What the templates may use. Raises ConfigurationError for what they cannot."""
+    consumed = next((s for s in service.decided.streams if "consume" in s.role), None)
+    if consumed is None or consumed.name == ACCEPTED:
+        raise ConfigurationError(
+            f"streams: expected one with the role consume, and not {ACCEPTED}, which is published to"
+        )
     consumer = consumed.consumer or Consumer()
+    group, key = consumed.group or service.name, consumed.key or "customer"
     check_wire_name("topic", consumed.name)  # it is written into source code
-    check_wire_name("group", consumed.group or service.name)
+    check_wire_name("group", group)
+    if key not in _FIELDS:
+        raise ConfigurationError(
+            f"streams: key: the sample's event has {' and '.join(_FIELDS)}, got {key!r}; change both later"
+        )
+    if not service.metadata.description.isprintable():
+        raise ConfigurationError(
+            f"metadata.description: expected one line of text, got {service.metadata.description!r}"
+        )
+    needs, server = _needs(service.requirements), service.decided.server or Server()
+    memory = server.maxmemory or Size(max(needs.memory * 2, _GIB))
+    scaling = service.decided.scaling
     return {
         "name": service.name,
         "module": service.name.replace("-", "_"),
         "type": service.kind,
-        "events": service.events,
         "description": service.metadata.description or f"Handles {consumed.name}",
         "topic": consumed.name,
-        "group": consumed.group or service.name,
+        "group": group,
+        "key": key,
         "ordered": consumer.ordered,
         "partitions": consumed.partitions,
-        "options": _options(consumed),
-        "lease_s": int(consumer.lease),
-        "timeout_s": int(consumer.timeout),
+        "options": _options(consumed, needs),
+        "accepted_options": _options(
+            next((s for s in service.decided.streams if s.name == ACCEPTED), Stream(ACCEPTED)), needs
+        ),
+        "lease_s": _number(consumer.lease),
+        "timeout_s": _number(consumer.timeout),
         "attempts": consumer.max_deliveries,
         "concurrency": consumer.concurrency,
-        "engine": service.decided.server.engine if service.decided.server is not None else "valkey",
-        "maxmemory": str(service.decided.server.maxmemory or "") if service.decided.server is not None else "",
+        "replicas_min": max(scaling.min_replicas, 1) if scaling is not None else 1,
+        "engine": server.engine,
+        "maxmemory": int(memory),
+        "memory_gib": -(-int(memory * 1.5) // _GIB),
+        "disk_gib": max(-(-int(needs.file) // _GIB), 10),
+        "servers": needs.servers,
         "headrace": VERSION,
         "template": template_version,
-        "manifest": written(service, template_version),
+        "manifest": written(service),
         "adr": service.adr,
     }
 
 
-def written(service: Service, template_version: str) -> str:
+def _options(stream: Stream, needs: Capacity) -> str:
+    """Of `app.topic(...)`, where they differ from the defaults. Raises ConfigurationError if they cannot be."""
+    kept, cap = stream.retention or _KEPT, -(-needs.events_kept // stream.partitions)
+    most = max(limits.cap_events, cap)
+    chosen: dict[str, Any] = {
+        "partitions": stream.partitions if stream.partitions > 1 else None,
+        "cap_events": most if most != limits.cap_events else None,
+        "retain_events": (kept.maxlen or most) if kept.maxlen != limits.retain_events else None,
+        "retain_s": float(kept.maxage) if kept.maxage is not None and kept.maxage != _KEPT.maxage else None,
+    }
+    options = {name: value for name, value in chosen.items() if value is not None}
+    route(stream.name, options)  # type: ignore[arg-type]  # the library's own checks
+    return "".join(f", {name}={_number(value) if name == 'retain_s' else value}" for name, value in options.items())
+
+
+def written(service: Service) -> str:
     """The service as `stack.yaml`."""
     whole = {
         "apiVersion": API_VERSION,
         "kind": "Stack",
         "metadata": _plain(service.metadata),
-        "spec": _plain(Spec(service.kind, TemplateVersion(template_version))),
+        "spec": _plain(Spec(service.kind)),
         "requirements": _plain(service.requirements),
-        "quality": {"events": _plain(service.decided)},
+        "quality": {"events": _plain(service.decided), **{k: _plain(v) for k, v in service.concerns.items()}},
     }
     kept = {key: value for key, value in whole.items() if value}
     return yaml.safe_dump(kept, sort_keys=False, allow_unicode=True, width=120)
@@ -170,40 +218,15 @@ def _as_text(value: Any) -> str:
     if isinstance(value, Size):
         return f"{int(value)}B"
     if isinstance(value, Rate):
-        return f"{float(value):.15g}/s"
+        return f"{_number(value)}/s"
     if isinstance(value, Duration):
-        unit, length = next(
-            (u, s) for u, s in (("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1)) if value % s == 0 or s == 1
-        )
-        return f"{value / length:.15g}{unit}"
+        units = (("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1))
+        unit, length = next((u, s) for u, s in units if value % s == 0 or s == 1)
+        return f"{_number(value / length)}{unit}"
     raise NotImplementedError
 
 
-def _streams(group: str, *, ordered: bool) -> Sequence[Stream]:
-    return (
-        Stream(
-            "orders",
-            partitions=_PARTITIONS if ordered else 1,
-            key="customer" if ordered else "",
-            retention=_KEPT,
-            group=group,
-            consumer=Consumer(dead_letter=f"{{orders}}:dead:{group}", ordered=ordered),
-        ),
-        Stream("orders.accepted", role=("produce",), retention=_KEPT),
-    )
-
-
-def _options(stream: Stream) -> str:
-    """Of `app.topic(...)`, where they differ from the defaults."""
-    kept = stream.retention or _KEPT
-    chosen = {
-        "partitions": stream.partitions if stream.partitions > 1 else None,
-        "retain_events": kept.maxlen if kept.maxlen != limits.retain_events else None,
-        "retain_s": int(kept.maxage) if kept.maxage is not None and kept.maxage != _KEPT.maxage else None,
-    }
-    return "".join(f", {name}={value}" for name, value in chosen.items() if value is not None)
-
-
-def _check_text(what: str, text: str) -> None:
-    if not text.isprintable():
-        raise ConfigurationError(f"{what}: expected one line of text, got {text!r}")
+def _number(value: float) -> str:
+    """Without an exponent, and without digits that say nothing."""
+    text = format(Decimal(repr(float(value))), "f")
+    return text.rstrip("0").rstrip(".") if "." in text else text

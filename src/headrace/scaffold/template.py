@@ -59,6 +59,8 @@ class _Description(Struct, frozen=True, forbid_unknown_fields=True):
     """Patterns of paths."""
     executable: tuple[str, ...] = ()
     roles: tuple[Role, ...] = ()
+    ordered: bool = True
+    """Whether it can keep the order of keys."""
     copies: dict[str, str] = {}
     """Path -> what of this package is there byte for byte: `script:NAME` or `golden:NAME`."""
     worker: str = ""
@@ -77,12 +79,16 @@ class Template(Struct, frozen=True):
     roles: tuple[Role, ...]
     worker: str
     url_variable: str
+    ordered: bool
 
 
 def load(kind: StackType, events: System) -> Template:
     """The template with the files of this event system. Raises ConfigurationError if there are none yet."""
     home = resources.files("headrace") / _TEMPLATES
-    described = msgspec.convert(tomllib.loads((home / f"{kind}.toml").read_text(encoding="utf-8")), _Description)
+    file = home / f"{kind}.toml"
+    if not file.is_file():
+        raise ConfigurationError(f"--type {kind}: there is no template for it yet")
+    described = msgspec.convert(tomllib.loads(file.read_text(encoding="utf-8")), _Description)
     found: dict[str, Source] = {}
     for layer in described.layers:
         for folder in (home / layer / "files", home / layer / events):
@@ -101,6 +107,7 @@ def load(kind: StackType, events: System) -> Template:
         described.roles,
         described.worker,
         described.url_variable,
+        described.ordered,
     )
 
 

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from msgspec import Struct
 
+from headrace.errors import ConfigurationError
 from headrace.stack import advise
 from headrace.stack.facts import Facts
 from headrace.stack.live import Live
@@ -29,39 +30,63 @@ class Row(Struct, frozen=True):
     """It is time to leave, not only to look."""
 
 
-def check(manifest: Manifest, live: Live, facts: Facts) -> list[Row]:
-    """Every condition of `outgrow`, or of the advice if the manifest names none, then the requirements and the ledger."""
+class Condition(Struct, frozen=True):
+    """When to leave, and where to."""
+
+    what: str
+    bound: Any
+    to: str
+
+
+def conditions(manifest: Manifest, facts: Facts) -> list[Condition]:
+    """Those of `outgrow`, or of the advice if the manifest names none. Raises ConfigurationError for what is none."""
     outgrow = manifest.events.outgrow
-    advice = advise.advise(manifest.requirements, facts)
-    leave: list[tuple[str, str]]
     if outgrow is not None:
-        leave = [(condition, outgrow.to) for condition in outgrow.when]
-    else:
-        leave = [(flip.condition, flip.choice) for flip in advice.flips if flip.condition]
-    rows = [_condition(manifest, live, condition, to) for condition, to in leave]
+        return [_condition(manifest, condition, outgrow.to) for condition in outgrow.when]
+    flips = advise.advise(manifest.requirements, facts).flips
+    return [_condition(manifest, flip.condition, flip.choice) for flip in flips if flip.condition]
+
+
+def check(manifest: Manifest, leave: list[Condition], live: Live) -> list[Row]:
+    """Every condition, then the requirements and the ledger."""
+    needs = manifest.requirements
+    now = {
+        "rate.peak": live.rate,
+        "rate": live.rate,
+        "memory": live.memory,
+        "retention": needs.retention if needs.retention is not None else live.retention,
+        "datacenters": needs.datacenters,
+    }
+    rows = []
+    for one in leave:
+        row = _row(one.what, now[one.what], one.bound, str, f"outgrown: {one.to}")
+        rows.append(Row(row.what, row.now, row.bound, row.says, outgrown=bool(row.says)))
     rows += _required(manifest, live)
+    rows += [
+        Row(f"topic {name}", "absent", "", "the server does not have it; is the name right?") for name in live.absent
+    ]
     rows.append(_row("events unaccounted for", live.missing, 0, str, "`headrace ledger` shows the group"))
     return rows
 
 
-def _condition(manifest: Manifest, live: Live, condition: str, to: str) -> Row:
-    found = _CONDITION.fullmatch(condition)
-    if found is None:
-        raise manifest.document.error(
-            ("quality", "events", "outgrow", "when"),
-            f"expected conditions such as 'rate.peak > 100000/s', 'memory > 12GiB', 'retention > 7d', 'datacenters > 1', got {condition!r}",
-        )
-    what, bound = found.groups()
-    kind: dict[str, tuple[Any, Callable[[str], Any]]] = {
-        "rate.peak": (live.rate, Rate.parse),
-        "rate": (live.rate, Rate.parse),
-        "memory": (live.memory, Size.parse),
-        "retention": (live.retention, Duration.parse),
-        "datacenters": (manifest.requirements.datacenters, int),
+def _condition(manifest: Manifest, text: str, to: str) -> Condition:
+    kinds: dict[str, Callable[[str], Any]] = {
+        "rate.peak": Rate.parse,
+        "rate": Rate.parse,
+        "memory": Size.parse,
+        "retention": Duration.parse,
+        "datacenters": int,
     }
-    now, parse = kind[what]
-    row = _row(what, now, parse(bound), str, f"outgrown: {to}")
-    return Row(row.what, row.now, row.bound, row.says, outgrown=bool(row.says))
+    found = _CONDITION.fullmatch(text)
+    try:
+        if found is not None:
+            return Condition(found[1], kinds[found[1]](found[2]), to)
+    except (ValueError, ConfigurationError):
+        pass
+    raise manifest.document.error(
+        ("quality", "events", "outgrow", "when"),
+        f"expected conditions such as 'rate.peak > 100000/s', 'memory > 12GiB', 'retention > 7d', 'datacenters > 1', got {text!r}",
+    )
 
 
 def _required(manifest: Manifest, live: Live) -> list[Row]:

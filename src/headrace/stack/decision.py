@@ -7,6 +7,7 @@ from typing import Final
 
 from headrace.stack.advise import Advice, Ranked
 from headrace.stack.capacity import CPU_SHARE, MEMORY_SHARE
+from headrace.stack.manifest import Events
 
 BY: Final = "advisor/1"
 
@@ -36,11 +37,18 @@ def quoted(text: str) -> str:
     return f'"{escaped}"'
 
 
-def adr(advice: Advice, name: str, date: str) -> str:
-    """The decision as a document in Markdown: context, decision, reasons, numbers, and when it does not hold any more."""
+def adr(advice: Advice, name: str, date: str, decided: Events | None = None) -> str:
+    """The decision as a document in Markdown: context, decision, reasons, numbers, and when it does not hold any more.
+
+    `decided`: what a manifest says instead of the advice.
+    """
     load = advice.load
+    choice, why, pattern = advice.choice, advice.why, advice.pattern
+    if decided is not None:
+        choice, why, pattern = decided.type, decided.why, decided.pattern
+    other = [] if choice == advice.choice else [f"The advice is {advice.choice}: {advice.why}.", ""]
     lines = [
-        f"# Events of {name}: {advice.choice}",
+        f"# Events of {name}: {choice}",
         "",
         (
             f"Date: {date}. Decided by `headrace stack advise` ({BY}); {advice.facts.server} was measured on {advice.facts.measured_on} "
@@ -55,9 +63,10 @@ def adr(advice: Advice, name: str, date: str) -> str:
         "",
         "## Decision",
         "",
-        f"**{advice.choice}**: {advice.why}.",
+        f"**{choice}**: {why}.",
         "",
-        *([f"Pattern: {advice.pattern}.", ""] if advice.pattern else []),
+        *other,
+        *([f"Pattern: {pattern}.", ""] if pattern else []),
         "## What it takes on Redis Streams",
         "",
         "| | |",

@@ -33,7 +33,7 @@ class Document:
         except yaml.MarkedYAMLError as e:
             line = e.problem_mark.line + 1 if e.problem_mark is not None else 1
             raise ConfigurationError(f"{path}:{line}: not YAML: {e.problem or e.context}") from None
-        except yaml.YAMLError as e:
+        except (yaml.YAMLError, RecursionError) as e:
             raise ConfigurationError(f"{path}: not YAML: {e}") from None
         if not isinstance(self.value, dict):
             raise ConfigurationError(f"{path}: expected a mapping with the key `quality`")

@@ -19,18 +19,22 @@ class Live(Struct, frozen=True):
     """Over all topics of the manifest."""
 
     rate: Rate
-    """Published, while it was measured."""
+    """Published to all of its topics, while it was measured."""
     memory: Size
     retention: Duration
     """Age of the oldest event that is there."""
     behind: Duration
     """Age of the oldest event that a group has not settled."""
+    absent: tuple[str, ...]
+    """Topics that the server does not have."""
     missing: int
     """Events for which a group's ledger does not account."""
 
 
 async def measure(inspector: Inspector, manifest: Manifest, seconds: float, show: Callable[[str], None]) -> Live:
     """Looks twice, `seconds` apart. Raises ConfigurationError if the server has none of the topics, and as the inspector does."""
+    if manifest.events.type != "redis-streams":
+        raise manifest.document.error(("quality", "events", "type"), "only redis-streams can be looked at")
     names = [stream.name for stream in manifest.events.streams]
     if not names:
         raise manifest.document.error(("quality", "events"), "expected streams: what is to be looked at")
@@ -49,6 +53,7 @@ async def measure(inspector: Inspector, manifest: Manifest, seconds: float, show
         Size(sum(t.bytes for t in after)),
         await _oldest(inspector, after),
         Duration(max((g.oldest_s for g in groups), default=0.0)),
+        tuple(name for name in names if name not in {t.topic for t in after}),
         sum(abs(g.missing) for g in groups),
     )
 
