@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import datetime as dt
 import os
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -75,6 +77,19 @@ def test_the_manifest_reads_back_and_claims_nothing_that_is_not_so(tmp_path: Pat
         assert read.metadata.description == 'Sells "things"'
         assert b"partitions=16" in made.files["src/shop/topics.py"].data
         assert b"ORDERED = True" in made.files["src/shop/topics.py"].data
+
+
+@pytest.mark.parametrize("text", ["", ORDERED], ids=["plain", "ordered"])
+@pytest.mark.parametrize("name", ["shop", "a" + "-b" * 31])
+@pytest.mark.parametrize("kind", ["python-worker", "python-fastapi"])
+def test_the_code_is_linted_and_formatted_whatever_the_name(
+    tmp_path: Path, kind: StackType, name: str, text: str
+) -> None:
+    generate.create(rendering(kind, name, text, tmp_path), tmp_path / "service")
+    for words in (("check",), ("format", "--check")):
+        ruff = [sys.executable, "-m", "ruff", *words, "--no-cache", "."]
+        said = subprocess.run(ruff, cwd=tmp_path / "service", capture_output=True, text=True, check=False)
+        assert said.returncode == 0, said.stdout
 
 
 def test_the_same_service_is_the_same_bytes(tmp_path: Path) -> None:

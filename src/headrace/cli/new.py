@@ -29,7 +29,7 @@ def _execute(args: argparse.Namespace) -> int:
     require("jinja2", "`headrace new` needs Jinja2", "stack")
     require("yaml", "`headrace new` needs PyYAML", "stack")
     from headrace.scaffold import generate, service
-    from headrace.stack import manifest
+    from headrace.stack import claims, facts, manifest
 
     read = manifest.load(args.stack) if args.stack is not None else None
     described = service.describe(args.name, args.type, args.events, read, dt.datetime.now(dt.UTC).date())
@@ -46,6 +46,8 @@ def _execute(args: argparse.Namespace) -> int:
     else:
         generate.create(rendering, target)
     output.line(f"{target}: {output.plural(len(rendering.files), 'file')} of {args.type} {rendering.lock.template}")
+    for finding in claims.lint(manifest.load(target / "stack.yaml"), facts.load()):
+        output.note(str(finding))
     if described.differs:
         output.note(f"the requirements ask for {described.differs}")
     output.note(f"next: cd {target} && make test; then read README.md")
