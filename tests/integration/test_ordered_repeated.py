@@ -20,7 +20,7 @@ from tests.integration.test_ordered import take, worker
 from tests.servers import Server
 
 pytest_plugins = ["tests.servers"]
-ONE, TWO = Route("one", packing=100), Route("two", partitions=2)
+ONE, TWO, PLAIN = Route("one", packing=100), Route("two", partitions=2), Route("plain")
 KEYS = (b"a", b"e")
 """Of different partitions."""
 
@@ -102,5 +102,31 @@ def test_what_was_being_taken_of_a_lost_partition_is_not_handled(server: Server)
         async with asyncio.timeout(10):
             assert sorted(map(len, await asyncio.gather(*commits))) == [0, 3]
             assert await taking == []
+
+    playing(server, play)
+
+
+def test_what_a_server_has_forgotten_is_not_settled_with_what_came_after_it(server: Server) -> None:
+    """As after a failover to a replica that had the first entry only, and was given another one since."""
+
+    async def play(backend: RedisBackend, proxy: Proxy) -> None:
+        feed = await worker(backend, "w", PLAIN)
+        for body in (b"a0", b"gone"):
+            await backend.publish(PLAIN, [Record(body, key=b"a")])
+        got = await take(feed, 2)
+        proxy.cut()
+        server.command("XDEL", "plain", got[1].token)
+        await backend.publish(PLAIN, [Record(b"a1", key=b"a")])
+        seen: list[str] = []
+        async with asyncio.timeout(10):
+            while seen[-1:] != ["a1"]:
+                with contextlib.suppress(NotConnected):
+                    more = await feed.take(1, 0.2)
+                    seen += map(body_of, more)
+                    got += more
+        await repeated(feed, [Settlement(d, effects=[(b"HINCRBY", b"counts", d.fields[-1], b"1")]) for d in got])
+        assert seen == ["a0", "a1"]
+        flat = server.command("HGETALL", "counts")
+        assert dict(zip(flat[::2], flat[1::2], strict=True)) == {b"a0": b"1", b"a1": b"1"}
 
     playing(server, play)

@@ -22,6 +22,8 @@ class Holding:
         self.token = b""
         self.cursor = self.collected = self.position = b"0-0"
         """What is settled, what is about to be, and what is read."""
+        self.read_over: object = None
+        """The connection over which it was read last."""
         self.commits = 0
         """How many the server said it knows; one that knows fewer has forgotten some."""
         self.aside_position = b"0-0"
@@ -53,9 +55,8 @@ class Holding:
         self.out = 0
         """Events given out that had been set aside, not settled yet."""
         self.flushing = asyncio.Lock()
-        self.lost = False
-        self.leaving = False
-        """It is about to be given back: nothing more is given out."""
+        self.lost = self.leaving = False
+        """`leaving`: it is about to be given back, nothing more is given out."""
         self.careful = 0
         """So many events are given out one by one, because workers died here."""
         self.poison = b""

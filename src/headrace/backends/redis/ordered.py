@@ -17,6 +17,7 @@ from headrace.backends.redis.leases import Leases
 from headrace.backends.redis.lines import Aside
 from headrace.backends.redis.membership import Membership
 from headrace.backends.redis.reading import Reading
+from headrace.backends.redis.replies import ServerSaid
 from headrace.errors import BackendError, Closed
 
 log = logging.getLogger("headrace.redis")
@@ -39,6 +40,7 @@ class OrderedFeed:
         self._leases.freed = self._membership.tell
         self._advance = Advance(client, subscription, self._leases, publish, self._settled)
         self._leases.settle = self._advance.flush
+        self._reading.forgotten = self._forgotten
         self._readable: list[Holding] = []
         """What the read that is under way asks for."""
         self._taking = asyncio.Lock()
@@ -183,6 +185,11 @@ class OrderedFeed:
         """Writes what can be written; what cannot be now is written with the next commit."""
         with contextlib.suppress(BackendError):
             await self._advance.flush(holding, tell=tell)
+
+    def _forgotten(self, holding: Holding) -> None:
+        """The server has lost what this worker has in hand, and may have got other entries since."""
+        place = holding.position.decode()
+        self._leases.lose(holding, ServerSaid("CURSOR", f"there is no entry {place} any more"))
 
     # Leaving
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from headrace import limits
@@ -41,6 +41,8 @@ class Reading:
         self._sources: dict[str, Source] = {}
         self._fit = limits.first_read_records
         self._woken = asyncio.Event()
+        self.forgotten: Callable[[Holding], None]
+        """Told of each partition whose last entry that was read the server does not have."""
 
     async def read(self, holdings: Sequence[Holding], limit: int, wait_s: float) -> None:
         """What comes within `wait_s` goes to the holdings; returns as soon as something has come, or `wake` was called. Raises as reads do."""
@@ -75,11 +77,29 @@ class Reading:
                 holdings[0].own.stream, self._client.settings.request_s + limits.block_s
             )
             source.id = await source.wire.send(pack(("CLIENT", "ID")))
+        await self._look_back(source)
+        if not source.asked:
+            return
         words: tuple[bytes | str | int, ...] = ("XREAD", "COUNT", count)
         if wait_s > 0:
             words += ("BLOCK", max(int(wait_s * 1000), 1))
         after = [position for _, position in source.asked.values()]
         source.reply = source.wire.send(pack((*words, "STREAMS", *source.asked, *after)))
+
+    async def _look_back(self, source: Source) -> None:
+        """Who answers on a new connection may not have what was read over the last one: a replica that lagged, now the primary.
+
+        It has a prefix of that stream, so it is enough to ask for the last entry.
+        """
+        for holding in dict.fromkeys(holding for holding, _ in source.asked.values()):
+            if holding.read_over is source.wire or source.wire is None:
+                continue
+            if holding.position != holding.cursor:
+                last = pack((b"XRANGE", holding.own.stream, holding.position, holding.position))
+                if not await source.wire.send(last):
+                    self.forgotten(holding)
+            holding.read_over = source.wire
+        source.asked = {name: (h, after) for name, (h, after) in source.asked.items() if not h.lost}
 
     async def _wait(self, wait_s: float) -> None:
         """Until a reply is there, the time is over, or somebody calls `wake`."""
