@@ -79,14 +79,14 @@ def _condition(manifest: Manifest, text: str, to: str) -> Condition:
     }
     found = _CONDITION.fullmatch(text)
     try:
-        if found is not None:
-            return Condition(found[1], kinds[found[1]](found[2]), to)
-    except (ValueError, ConfigurationError):
-        pass
-    raise manifest.document.error(
-        ("quality", "events", "outgrow", "when"),
-        f"expected conditions such as 'rate.peak > 100000/s', 'memory > 12GiB', 'retention > 7d', 'datacenters > 1', got {text!r}",
-    )
+        if found is None:
+            raise ValueError(text)
+        return Condition(found[1], kinds[found[1]](found[2]), to)
+    except (ValueError, ConfigurationError) as e:
+        raise manifest.document.error(
+            ("quality", "events", "outgrow", "when"),
+            f"expected conditions such as 'rate.peak > 100000/s', 'memory > 12GiB', 'retention > 7d', 'datacenters > 1', got {text!r}",
+        ) from e
 
 
 def _required(manifest: Manifest, live: Live) -> list[Row]:
