@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from headrace import ConfigurationError
+from headrace import ConfigurationError, testing
+from headrace.backends.redis.node import load_script
 from headrace.scaffold import generate, service
 from headrace.scaffold.folder import Folder
 from headrace.scaffold.generate import Rendering
@@ -24,13 +25,16 @@ from headrace.stack.manifest import StackType
 from headrace.stack.quantity import Duration
 
 TODAY = dt.date(2026, 11, 28)
-TYPES: tuple[StackType, ...] = ("python-worker", "python-fastapi")
+PYTHON: tuple[StackType, ...] = ("python-worker", "python-fastapi")
+RUST: tuple[StackType, ...] = ("rust-axum", "rust-grpc")
 ORDERED = """
 metadata: {name: x, description: 'Sells "things"', owner: team-a}
 requirements: {rate: {avg: 2000/s}, payload: 600B, retention: 90min, ordering: per-key}
 quality:
   events: {type: redis-streams, why: because we run it already, pattern: XREADGROUP}
 """
+
+CASES = [*((kind, text) for kind in PYTHON for text in ("", ORDERED)), *((kind, "") for kind in RUST)]
 
 
 def rendering(
@@ -43,8 +47,7 @@ def rendering(
     return generate.rendered(service.describe(name, kind, "redis-streams", read, TODAY))
 
 
-@pytest.mark.parametrize("text", ["", ORDERED], ids=["plain", "ordered"])
-@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize(("kind", "text"), CASES)
 def test_every_file_is_what_it_says(tmp_path: Path, kind: StackType, text: str) -> None:
     files = rendering(kind, "shop-2", text, tmp_path).files
     for path, file in files.items():
@@ -58,11 +61,22 @@ def test_every_file_is_what_it_says(tmp_path: Path, kind: StackType, text: str) 
             assert [one for one in yaml.safe_load_all(content) if one is not None], path
         elif path.endswith(".toml"):
             tomllib.loads(content)
-    assert "src/shop_2/handlers.py" in files
+    assert ("src/shop_2/handlers.py" if kind in PYTHON else "src/orders.rs") in files
 
 
-@pytest.mark.parametrize("text", ["", ORDERED], ids=["plain", "ordered"])
-@pytest.mark.parametrize("kind", TYPES)
+def test_scripts_and_vectors_are_the_products_own() -> None:
+    files = rendering("rust-axum").files
+    for path, file in files.items():
+        if path.endswith(".lua"):
+            assert file.data.decode() == load_script(Path(path).stem).text
+        elif path.startswith("tests/golden/"):
+            assert file.data == (Path(testing.__file__).parent / "golden" / Path(path).name).read_bytes()
+    assert (
+        sum(path.endswith(".lua") for path in files) == sum(path.startswith("tests/golden/") for path in files) + 2 == 7
+    )
+
+
+@pytest.mark.parametrize(("kind", "text"), CASES)
 def test_the_manifest_reads_back_and_claims_nothing_that_is_not_so(tmp_path: Path, kind: StackType, text: str) -> None:
     made = rendering(kind, "shop", text, tmp_path)
     generate.create(made, tmp_path / "shop")
@@ -81,7 +95,7 @@ def test_the_manifest_reads_back_and_claims_nothing_that_is_not_so(tmp_path: Pat
 
 @pytest.mark.parametrize("text", ["", ORDERED], ids=["plain", "ordered"])
 @pytest.mark.parametrize("name", ["shop", "a" + "-b" * 31])
-@pytest.mark.parametrize("kind", ["python-worker", "python-fastapi"])
+@pytest.mark.parametrize("kind", PYTHON)
 def test_the_code_is_linted_and_formatted_whatever_the_name(
     tmp_path: Path, kind: StackType, name: str, text: str
 ) -> None:

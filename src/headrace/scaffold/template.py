@@ -42,7 +42,9 @@ class Role(Struct, frozen=True, forbid_unknown_fields=True):
     command: tuple[str, ...] = ()
     """Empty: what the image runs."""
     port: int = 0
-    """0: it serves nothing."""
+    """Of HTTP, with the probes; 0: none."""
+    serves: int = 0
+    """Of what callers use, if that is another one."""
     live: str = ""
     ready: str = ""
     """Paths that say so."""

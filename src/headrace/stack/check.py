@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any
 
 from msgspec import Struct
 
@@ -14,8 +13,6 @@ from headrace.stack.facts import Facts
 from headrace.stack.live import Live
 from headrace.stack.manifest import Manifest
 from headrace.stack.quantity import Duration, Rate, Size
-
-_CONDITION: Final = re.compile(r"(rate\.peak|rate|memory|retention|datacenters) ?> ?(\S.*)")
 
 
 class Row(Struct, frozen=True):
@@ -77,12 +74,10 @@ def _condition(manifest: Manifest, text: str, to: str) -> Condition:
         "retention": Duration.parse,
         "datacenters": int,
     }
-    found = _CONDITION.fullmatch(text)
+    what, _, bound = text.partition(">")
     try:
-        if found is None:
-            raise ValueError(text)
-        return Condition(found[1], kinds[found[1]](found[2]), to)
-    except (ValueError, ConfigurationError) as e:
+        return Condition(what.strip(), kinds[what.strip()](bound.strip()), to)
+    except (KeyError, ValueError, ConfigurationError) as e:
         raise manifest.document.error(
             ("quality", "events", "outgrow", "when"),
             f"expected conditions such as 'rate.peak > 100000/s', 'memory > 12GiB', 'retention > 7d', 'datacenters > 1', got {text!r}",
