@@ -26,7 +26,10 @@ end
 if open then return {0} end
 if how == 'fill' then
   local key = ARGV[3] == 'delayed' and KEYS[3] or KEYS[4]
-  for i = 4, #ARGV, 2 do call('ZADD', key, 'NX', ARGV[i + 1], ARGV[i]) end
+  local own = key == KEYS[3] and call('EXISTS', KEYS[5]) == 1  -- back from where this partition's own wait: once, for it may be due before the call is repeated
+  for i = 4, #ARGV, 2 do
+    if not own or call('ZREM', KEYS[5], ARGV[i]) == 1 then call('ZADD', key, 'NX', ARGV[i + 1], ARGV[i]) end
+  end
   if key == KEYS[4] and call('EXISTS', key) == 1 then
     call('PEXPIREAT', key, math.ceil(tonumber(call('ZRANGE', key, -1, -1, 'WITHSCORES')[2])))
   end
