@@ -11,7 +11,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,26 +52,80 @@ async def book(answer: OrderAccepted, ctx: Context) -> None:
 """
 
 
+ORDERED = """
+quality:
+  events:
+    type: redis-streams
+    why: the orders of a customer are handled in their order
+    streams:
+      - {name: orders, partitions: 8, key: customer, group: desk, consumer: {ordered: true, deadLetter: "{orders}:dead:desk"}}
+      - {name: orders.accepted, role: [produce]}
+"""
+PEER = """
+from msgspec import Struct
+from headrace import Context, Headrace, Retry
+
+app = Headrace(lease_s=2)
+
+
+class OrderPlaced(Struct):
+    order_id: str
+    customer: str
+    amount_cents: int
+
+
+class OrderAccepted(Struct):
+    order_id: str
+    customer: str
+    amount_cents: int
+
+
+orders = app.topic("orders", OrderPlaced, key="customer", partitions=8)
+accepted = app.topic("orders.accepted", OrderAccepted, key="customer")
+
+
+@orders.subscribe("desk", ordered=True, retry=Retry(first_s=0.05))
+async def accept(order: OrderPlaced, ctx: Context) -> None:
+    if order.order_id.endswith("7") and ctx.attempt < 2:
+        raise RuntimeError("not yet")
+    ctx.redis.hincrby("revenue", order.customer, order.amount_cents)
+    ctx.publish(accepted, OrderAccepted(order.order_id, order.customer, order.amount_cents))
+"""
+
+
 class OrderPlaced(Struct):  # noqa: D101 - as the service has it
     order_id: str
     customer: str
     amount_cents: int
 
 
-def generated(tool: Path, folder: Path, kind: str) -> Path:
-    run([tool, "new", "shop", "--type", kind], folder)
-    return folder / "shop"
+def generated(tool: Path, folder: Path, kind: str, *, ordered: bool = False) -> Path:
+    name, options = "shop", list[str]()
+    if ordered:
+        (folder / "desk.yaml").write_text(ORDERED)
+        name, options = "desk", ["--stack", "desk.yaml"]
+    run([tool, "new", name, "--type", kind, *options], folder)
+    return folder / name
 
 
-@pytest.mark.parametrize("kind", ["rust-axum", "rust-grpc"])
-def test_a_generated_service_passes_its_tests_the_first_time(tmp_path: Path, tool: Path, kind: str) -> None:
-    shop = generated(tool, tmp_path, kind)
+@pytest.mark.parametrize(("kind", "ordered"), [("rust-axum", False), ("rust-axum", True), ("rust-grpc", False)])
+def test_a_generated_service_passes_its_tests_the_first_time(
+    tmp_path: Path, tool: Path, kind: str, *, ordered: bool
+) -> None:
+    shop = generated(tool, tmp_path, kind, ordered=ordered)
     tested = run(["make", "check", "test"], shop, CARGO_TARGET_DIR=str(TARGET))
     assert "test result: ok" in tested
     assert "NOT RUN" not in tested, tested
     read = [p for p in (shop / "src").rglob("*.rs") if "headrace" not in p.relative_to(shop).parts]
     assert sum(len(path.read_text().splitlines()) for path in read) <= 900, "lines of Rust that a person must read"
     assert json.loads(run([tool, "stack", "lint", "--format", "json"], shop)) == []
+
+
+def wait(done: Callable[[], bool], limit_s: float) -> None:
+    """Until then, or as long as it is waited for; what is wrong is said by what is looked at next."""
+    end = time.monotonic() + limit_s
+    while time.monotonic() < end and not done():
+        time.sleep(0.2)
 
 
 class Stage:
@@ -80,6 +135,7 @@ class Stage:
         self.server, self.binary, self.folder = server, binary, folder
         self.processes: list[subprocess.Popen[bytes]] = []
         (folder / "till.py").write_text(ANSWERS)
+        (folder / "peer.py").write_text(PEER)
 
     def start(self, words: list[str], **environment: str) -> subprocess.Popen[bytes]:
         process = subprocess.Popen(
@@ -92,7 +148,7 @@ class Stage:
         self.processes.append(process)
         return process
 
-    def shop(self) -> subprocess.Popen[bytes]:
+    def rust(self) -> subprocess.Popen[bytes]:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             address = f"127.0.0.1:{free.getsockname()[1]}"
@@ -100,8 +156,8 @@ class Stage:
             [str(self.binary)], APP_REDIS_URL=self.server.url, APP_HTTP_ADDR=address, APP_LEASE_SECONDS="2"
         )
 
-    def till(self) -> subprocess.Popen[bytes]:
-        return self.start([sys.executable, "-m", "headrace", "run", "till:app"], HEADRACE_URL=self.server.url)
+    def python(self, module: str) -> subprocess.Popen[bytes]:
+        return self.start([sys.executable, "-m", "headrace", "run", f"{module}:app"], HEADRACE_URL=self.server.url)
 
     def headrace(self, *words: str) -> Any:
         said = run([sys.executable, "-m", "headrace", *words, "--url", self.server.url, "--json"], self.folder)
@@ -114,11 +170,11 @@ class Stage:
 
 
 @pytest.fixture
-def stage(tmp_path: Path, tool: Path) -> Iterator[Stage]:
-    shop = generated(tool, tmp_path, "rust-axum")
-    run(["cargo", "build"], shop, CARGO_TARGET_DIR=str(TARGET))
+def stage(request: pytest.FixtureRequest, tmp_path: Path, tool: Path) -> Iterator[Stage]:
+    service = generated(tool, tmp_path, "rust-axum", ordered=getattr(request, "param", False))
+    run(["cargo", "build"], service, CARGO_TARGET_DIR=str(TARGET))
     with Server("redis", tcp=True) as server:
-        stage = Stage(server, TARGET / "debug" / "shop", tmp_path)
+        stage = Stage(server, TARGET / "debug" / service.name, tmp_path)
         try:
             yield stage
         finally:
@@ -136,16 +192,14 @@ def test_python_publishes_rust_answers_and_python_handles_the_answer(stage: Stag
                 if first == COUNT // 2:
                     victims[0].kill()
                     victims[1].kill()
-                    stage.till()
+                    stage.python("till")
                 await asyncio.sleep(0.05)
 
-    victims = [stage.shop(), stage.till()]
-    stage.shop()
+    victims = [stage.rust(), stage.python("till")]
+    stage.rust()
     time.sleep(1.0)
     asyncio.run(publish())
-    end = time.monotonic() + 90
-    while time.monotonic() < end and stage.server.command("HLEN", "booked") < COUNT:
-        time.sleep(0.2)
+    wait(lambda: stage.server.command("HLEN", "booked") >= COUNT, 90)
     flat = stage.server.command("HGETALL", "booked")
     booked = dict(zip(flat[::2], flat[1::2], strict=True))
     assert booked == {b"o-%d" % n: b"1" for n in range(COUNT)}
@@ -156,14 +210,70 @@ def test_python_publishes_rust_answers_and_python_handles_the_answer(stage: Stag
     assert int(stage.server.command("HGET", "revenue", "c-0")) == len(range(0, COUNT, 7))
 
 
+@pytest.mark.parametrize("stage", [True], indirect=True)
+def test_one_ordered_group_has_workers_in_both_languages(stage: Stage) -> None:
+    """They share its partitions; one of each is killed, one stops, one is silent, the server is killed, the topic grows."""
+
+    async def publish() -> None:
+        async with Headrace(stage.server.url) as app:
+            orders = app.topic("orders", OrderPlaced, key="customer", partitions=8)
+            for first in range(0, COUNT, 100):
+                await orders.publish_many(OrderPlaced(f"o-{n}", f"c-{n % 50}", 1) for n in range(first, first + 100))
+                await asyncio.to_thread(faults.get(first, time.monotonic))
+                await asyncio.sleep(0.1)
+
+    def owners(partitions: int) -> list[int]:
+        found = [stage.server.command("HGET", f"{{orders.{n}}}:group:desk", "owner") for n in range(partitions)]
+        return sorted(Counter(found).values())
+
+    def silent() -> None:
+        workers[2].send_signal(signal.SIGSTOP)
+        time.sleep(3.0)
+        workers[2].send_signal(signal.SIGCONT)
+
+    def again(n: int, how: signal.Signals) -> None:
+        workers[n].send_signal(how)
+        assert workers[n].wait(20) == (0 if how == signal.SIGTERM else -how)
+        workers[n] = stage.rust() if n % 2 else stage.python("peer")
+
+    def one_of_each() -> None:
+        again(0, signal.SIGKILL)
+        again(1, signal.SIGKILL)
+
+    workers = [stage.python("peer"), stage.rust(), stage.python("peer"), stage.rust()]
+    faults: dict[int, Callable[[], object]] = {
+        300: lambda: again(0, signal.SIGKILL),
+        600: lambda: again(1, signal.SIGKILL),
+        900: silent,
+        1_200: lambda: again(3, signal.SIGTERM),
+        1_500: stage.server.restart,
+        1_800: lambda: again(2, signal.SIGTERM),
+        2_100: lambda: run([sys.executable, "-m", "headrace", "partitions", "orders", "16", "--url", stage.server.url], ROOT),
+        2_400: one_of_each,
+    }  # fmt: skip
+    wait(lambda: owners(8) == [2, 2, 2, 2], 20)
+    assert owners(8) == [2, 2, 2, 2]
+    asyncio.run(publish())
+    wait(lambda: stage.server.command("XLEN", "orders.accepted") >= COUNT, 90)
+    wait(lambda: owners(16) == [4, 4, 4, 4], 30)
+    assert owners(16) == [4, 4, 4, 4]
+    answers = stage.server.command("XRANGE", "orders.accepted", "-", "+")
+    got: dict[bytes, list[int]] = {}
+    for _entry, fields in answers:
+        data = dict(zip(fields[::2], fields[1::2], strict=True))
+        got.setdefault(data[b"key"], []).append(int(json.loads(data[b"data"])["order_id"][2:]))
+    assert got == {b"c-%d" % c: list(range(c, COUNT, 50)) for c in range(50)}
+    assert {int(value) for value in stage.server.command("HVALS", "revenue")} == {COUNT // 50}
+    (ledger,) = (one for one in stage.headrace("ledger") if one["group"] == "desk")
+    assert (ledger["published"], ledger["handled"], ledger["missing"]) == (COUNT, COUNT, 0)
+
+
 def test_the_command_line_operates_the_groups_of_a_rust_service(stage: Stage) -> None:
-    stage.shop()
+    stage.rust()
     bad = '{"order_id": "bad", "customer": "ann", "amount_cents": 0}'
     words = [sys.executable, "-m", "headrace", "publish", "orders", "--type", "OrderPlaced", "--url", stage.server.url]
     subprocess.run([*words[:5], bad, *words[5:]], check=True)
-    end = time.monotonic() + 30
-    while time.monotonic() < end and not stage.server.command("XLEN", "{orders}:dead:shop"):
-        time.sleep(0.1)
+    wait(lambda: bool(stage.server.command("XLEN", "{orders}:dead:shop")), 30)
     (letter,) = stage.headrace("dead", "list", "orders", "shop")
     assert "expected more than 0" in letter["reason"]
     (group,) = stage.headrace("groups", "orders")

@@ -71,9 +71,8 @@ def test_scripts_and_vectors_are_the_products_own() -> None:
             assert file.data.decode() == load_script(Path(path).stem).text
         elif path.startswith("tests/golden/"):
             assert file.data == (Path(testing.__file__).parent / "golden" / Path(path).name).read_bytes()
-    assert (
-        sum(path.endswith(".lua") for path in files) == sum(path.startswith("tests/golden/") for path in files) + 2 == 7
-    )
+    count = [sum(path.startswith(folder) for path in files) for folder in ("src/headrace/scripts/", "tests/golden/")]
+    assert count == [10, 6]
 
 
 @pytest.mark.parametrize(("kind", "text"), CASES)
@@ -302,6 +301,36 @@ def test_what_the_manifest_says_is_what_is_generated(tmp_path: Path) -> None:
     assert "because we run it already" in files["docs/adr/0001-events.md"]
 
 
+@pytest.mark.parametrize("kind", RUST)
+def test_a_rust_service_does_what_the_manifest_says(tmp_path: Path, kind: StackType) -> None:
+    files = {path: file.data.decode() for path, file in given(tmp_path, STREAMS, kind).files.items()}
+    declared = """\
+pub const ORDERS: Topic = {
+    let mut topic = Topic::new("trades");
+    topic.partitions = 4;
+    topic.retain_events = 10_000_000;
+    topic.retain = Duration::from_secs(21_600);
+    topic
+};
+/// Where those that were accepted go.
+pub const ACCEPTED: Topic = Topic::new("orders.accepted");
+
+"""
+    topics = files["src/topics.rs"]
+    assert declared in topics, topics
+    for line in (
+        'pub const GROUP: &str = "desk";',
+        "pub const ORDERED: bool = true;",
+        'pub const LEASE_SECONDS: &str = "60";',
+        'pub const HANDLER_TIMEOUT_SECONDS: &str = "0.5";',
+        'pub const ATTEMPTS: &str = "2";',
+        'pub const CONCURRENCY: &str = "7";',
+    ):
+        assert line in topics.splitlines(), topics
+    assert ".with_key(order.order_id.as_str())" in files["src/api.rs"]
+    assert "subscription.ordered = topics::ORDERED;" in files["src/lib.rs"]
+
+
 @pytest.mark.parametrize(
     ("rates", "options"),
     [
@@ -333,11 +362,6 @@ def test_what_is_required_is_kept(tmp_path: Path, rates: str, options: str) -> N
 def test_what_cannot_be_generated_is_said(tmp_path: Path, changes: tuple[str, str], says: str) -> None:
     with pytest.raises(ConfigurationError, match=says):
         given(tmp_path, STREAMS.replace(*changes))
-
-
-def test_a_type_that_cannot_keep_order_says_so(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match="ordered groups are not generated yet"):
-        given(tmp_path, STREAMS, "rust-axum")
 
 
 def test_an_addition_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,8 +35,6 @@ def rendered(service: Service) -> Rendering:
     """Renders a service with the templates of this release."""
     source = template.load(service.kind, service.events)
     known = words(service, source.version)
-    if known["ordered"] and not source.ordered:
-        raise ConfigurationError(f"--type {service.kind}: ordered groups are not generated yet; python-worker has them")
     files = render.render(source, known)
     schema = msgspec.json.format(msgspec.json.encode(manifest.schema()), indent=2) + b"\n"
     return Rendering(

@@ -180,8 +180,8 @@ def words(service: Service, template_version: str) -> dict[str, Any]:
     }
 
 
-def _options(stream: Stream, needs: Capacity) -> str:
-    """Of `app.topic(...)`, where they differ from the defaults. Raises ConfigurationError if they cannot be."""
+def _options(stream: Stream, needs: Capacity) -> dict[str, str]:
+    """Of a topic, where they differ from the defaults, as literals. Raises ConfigurationError if they cannot be."""
     kept, cap = stream.retention or _KEPT, -(-needs.events_kept // stream.partitions)
     most = max(limits.cap_events, cap)
     chosen: dict[str, Any] = {
@@ -192,7 +192,7 @@ def _options(stream: Stream, needs: Capacity) -> str:
     }
     options = {name: value for name, value in chosen.items() if value is not None}
     route(stream.name, options)  # type: ignore[arg-type]  # the library's own checks
-    return "".join(f", {name}={_number(value) if name == 'retain_s' else value}" for name, value in options.items())
+    return {name: _number(value) for name, value in options.items()}
 
 
 def written(service: Service) -> str:

@@ -61,8 +61,6 @@ class _Description(Struct, frozen=True, forbid_unknown_fields=True):
     """Patterns of paths."""
     executable: tuple[str, ...] = ()
     roles: tuple[Role, ...] = ()
-    ordered: bool = True
-    """Whether it can keep the order of keys."""
     copies: dict[str, str] = {}
     """Path -> what of this package is there byte for byte: `script:NAME` or `golden:NAME`."""
     worker: str = ""
@@ -81,7 +79,6 @@ class Template(Struct, frozen=True):
     roles: tuple[Role, ...]
     worker: str
     url_variable: str
-    ordered: bool
 
 
 def load(kind: StackType, events: System) -> Template:
@@ -109,7 +106,6 @@ def load(kind: StackType, events: System) -> Template:
         described.roles,
         described.worker,
         described.url_variable,
-        described.ordered,
     )
 
 

@@ -61,6 +61,7 @@ pub async fn run(config: Config, listener: TcpListener, stop: CancellationToken)
     let known = Arc::new(Topics::new(Arc::clone(&node)));
     let metrics = Arc::new(Metrics::new());
     let mut subscription = Subscription::new(topics::ORDERS, &config.group);
+    subscription.ordered = topics::ORDERED;
     subscription.lease = config.lease;
     subscription.concurrency = config.concurrency;
     subscription.timeout = config.handler_timeout;

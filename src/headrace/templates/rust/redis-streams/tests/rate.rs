@@ -5,8 +5,8 @@ mod common;
 
 use std::time::Instant;
 
-use common::{Server, Working, subscription, topic, until};
-use service::headrace::{Context, Event, Failure, Handler, Record};
+use common::{Server, Working, streams, subscription, topic, until};
+use service::headrace::{Context, Event, Failure, Handler, Record, Subscription};
 
 struct Nothing;
 
@@ -22,15 +22,30 @@ const CALL: usize = 500;
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "a measurement"]
 async fn events_a_second_with_fsync_always() {
-    let (server, topic) = (Server::start().await, topic());
+    measure(false, 1).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "a measurement"]
+async fn in_order_of_ten_thousand_keys() {
+    measure(true, 16).await;
+}
+
+async fn measure(ordered: bool, partitions: u32) {
+    let (server, topic) = (Server::start().await, topic().partitions(partitions));
     let body = r#"{"order_id":"o-000000000001","customer":"customer-000123","amount_cents":1250,"note":"some text"}"#;
     let publisher = server.publisher();
     let began = Instant::now();
-    let calls = (0..8).map(|_| {
+    let calls = (0..8).map(|caller| {
         let (publisher, topic) = (publisher.clone(), topic.clone());
+        let record = move |n: usize| {
+            let record = Record::new("OrderPlaced", body);
+            if ordered { record.with_key(((caller + 8 * n) % 10_000).to_string()) } else { record }
+        };
         tokio::spawn(async move {
-            for _ in 0..EVENTS / CALL / 8 {
-                publisher.publish_all(&topic, vec![Record::new("OrderPlaced", body); CALL]).await.unwrap();
+            for call in 0..EVENTS / CALL / 8 {
+                let records = (call * CALL..(call + 1) * CALL).map(record).collect();
+                publisher.publish_all(&topic, records).await.unwrap();
             }
         })
     });
@@ -39,8 +54,17 @@ async fn events_a_second_with_fsync_always() {
     }
     report("published", began);
     let began = Instant::now();
-    let working = Working::start(&server.url, subscription(&topic), Nothing);
-    until("all are handled", async || server.handled(&topic).await == EVENTS).await;
+    let subscription = Subscription { ordered, ..subscription(&topic) };
+    let working = Working::start(&server.url, subscription, Nothing);
+    let handled = async || {
+        let mut handled = 0;
+        for stream in streams(&topic) {
+            let own: Option<usize> = server.ask(&format!("HGET {{{stream}}}:group:g handled")).await;
+            handled += own.unwrap_or(0);
+        }
+        handled
+    };
+    until("all are handled", async || handled().await == EVENTS).await;
     report("handled", began);
     working.stop().await;
 }

@@ -5,12 +5,13 @@ use std::time::Duration;
 
 use redis::Cmd;
 
+use super::event::Event;
 use super::keys::{GroupKeys, PartitionKeys};
 use super::limits;
 use super::partition::{partition_of, stream_of};
 use super::record::Record;
 use super::scripts::Script;
-use super::settlement::{Entry, Outcome, Settlement};
+use super::settlement::{Entry, Outcome};
 use super::topic::Topic;
 
 /// Where the keys that writes name begin; the five before them are fixed.
@@ -26,6 +27,8 @@ pub(crate) struct Writes<'a> {
     pub size: usize,
     /// When the first retry is due.
     pub retry: Option<Duration>,
+    /// Ordered mode: what is to be handled again waits in the retry stream.
+    aside: bool,
     effects: HashMap<String, usize>,
     outputs: HashMap<String, usize>,
 }
@@ -40,9 +43,15 @@ impl<'a> Writes<'a> {
             words: Vec::new(),
             size: 0,
             retry: None,
+            aside: false,
             effects: HashMap::new(),
             outputs: HashMap::new(),
         }
+    }
+
+    /// None yet, for ordered mode.
+    pub fn aside(group: &'a str, count: &'a dyn Fn(&Topic) -> u32) -> Self {
+        Self { aside: true, ..Self::new(group, count) }
     }
 
     fn word(&mut self, word: &(impl ToString + ?Sized)) {
@@ -52,19 +61,23 @@ impl<'a> Writes<'a> {
     /// An entry: how many of its events are handled, how many there are, number of words, its writes.
     pub fn add(&mut self, entry: &Entry) {
         let settlements = entry.settlements();
-        let handled =
-            settlements.iter().filter(|s| matches!(s.outcome, Outcome::Done | Outcome::Wrote { .. })).count();
+        self.add_events(settlements.iter().map(|one| (&one.event, &one.outcome)));
+    }
+
+    /// As [`Self::add`], of these events.
+    pub fn add_events<'b>(&mut self, events: impl Iterator<Item = (&'b Event, &'b Outcome)> + Clone) {
+        let handled = events.clone().filter(|(_, outcome)| outcome.is_handled()).count();
         self.word(&handled);
-        self.word(&settlements.len());
+        self.word(&events.clone().count());
         self.word("");
         let start = self.words.len();
-        for settlement in settlements {
-            self.add_settlement(settlement);
+        for (event, outcome) in events {
+            self.add_writes(event, outcome);
         }
         self.words[start - 1] = (self.words.len() - start).to_string().into_bytes();
     }
 
-    fn add_settlement(&mut self, Settlement { event, outcome }: &Settlement) {
+    fn add_writes(&mut self, event: &Event, outcome: &Outcome) {
         match outcome {
             Outcome::Done => {}
             Outcome::Wrote { outputs, effects } => {
@@ -81,7 +94,7 @@ impl<'a> Writes<'a> {
                 }
             }
             Outcome::Retry { delay, reason } => {
-                self.word("Z");
+                self.word(if self.aside { "P" } else { "Z" });
                 self.word(&delay.as_millis());
                 self.fields(event.copy(event.attempt() + 1, reason));
                 self.retry = Some(self.retry.map_or(*delay, |first| first.min(*delay)));
@@ -91,7 +104,12 @@ impl<'a> Writes<'a> {
                 self.fields(event.copy(event.attempt(), reason));
             }
             Outcome::Return => {
-                self.word("B");
+                if self.aside {
+                    self.word("P");
+                    self.word("0");
+                } else {
+                    self.word("B");
+                }
                 self.fields(event.copy(event.attempt(), ""));
             }
         }
@@ -150,7 +168,7 @@ impl<'a> Writes<'a> {
         let settlements = entry.settlements();
         for (n, settlement) in settlements.iter().enumerate() {
             let mut own = Writes::new(group, count);
-            own.add_settlement(settlement);
+            own.add_writes(&settlement.event, &settlement.outcome);
             end += own.words.len();
             if place < end {
                 return n;
@@ -160,11 +178,11 @@ impl<'a> Writes<'a> {
     }
 }
 
-/// The topics that get an output of these entries.
-pub(crate) fn topics_of(entries: &[Entry]) -> Vec<Topic> {
+/// The topics that get an output.
+pub(crate) fn topics_of<'a>(outcomes: impl Iterator<Item = &'a Outcome>) -> Vec<Topic> {
     let mut out: Vec<Topic> = Vec::new();
-    for settlement in entries.iter().flat_map(Entry::settlements) {
-        if let Outcome::Wrote { outputs, .. } = &settlement.outcome {
+    for outcome in outcomes {
+        if let Outcome::Wrote { outputs, .. } = outcome {
             for (topic, _) in outputs {
                 if !out.contains(topic) {
                     out.push(topic.clone());
@@ -180,15 +198,16 @@ pub(crate) fn one_call(entries: &mut Vec<Entry>) -> Vec<Entry> {
     let mut bytes = 0;
     let fits = entries.iter().take(limits::BATCH_RECORDS_MAX).take_while(|entry| {
         let before = bytes;
-        bytes += entry.settlements().iter().map(weight).sum::<usize>();
+        bytes += entry.settlements().iter().map(|one| weight(&one.event, &one.outcome)).sum::<usize>();
         before == 0 || bytes <= limits::BATCH_BYTES_MAX
     });
     let rest = entries.split_off(fits.count());
     std::mem::replace(entries, rest)
 }
 
-fn weight(settlement: &Settlement) -> usize {
-    match &settlement.outcome {
+/// How much a call carries of an event, in bytes, about.
+pub(crate) fn weight(event: &Event, outcome: &Outcome) -> usize {
+    match outcome {
         Outcome::Done => 0,
         Outcome::Wrote { outputs, effects } => {
             let outputs = outputs.iter().map(|(_, record)| record.body.len() + 64);
@@ -197,7 +216,7 @@ fn weight(settlement: &Settlement) -> usize {
             outputs.chain(effects).sum()
         }
         Outcome::Retry { .. } | Outcome::Dead { .. } | Outcome::Return => {
-            settlement.event.fields.iter().map(Vec::len).sum()
+            event.fields.iter().map(Vec::len).sum()
         }
     }
 }

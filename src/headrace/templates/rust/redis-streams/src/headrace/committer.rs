@@ -182,7 +182,7 @@ impl Committer {
 /// One commit, repeated until it is answered: a repeat finds settled what the first has settled, and writes nothing.
 async fn send(place: Arc<Place>, hold: Hold, entries: Vec<Entry>) -> Result<Answer, Error> {
     let mut backoff = Backoff::new(format!("committing to {}", place.stream()));
-    let topics = commit::topics_of(&entries);
+    let topics = commit::topics_of(entries.iter().flat_map(Entry::settlements).map(|one| &one.outcome));
     loop {
         let error = match attempt(&place, hold, &entries, &topics).await {
             Ok(reply) => {

@@ -46,6 +46,11 @@ impl Event {
         self.get(b"id").filter(|id| !id.is_empty()).unwrap_or(self.token.as_bytes())
     }
 
+    /// Where it stood in its partition, as its copies say.
+    pub(crate) fn origin(&self) -> &[u8] {
+        self.get(b"origin").unwrap_or(self.token.as_bytes())
+    }
+
     /// The name of the event's type; empty if the topic has only one.
     pub fn kind(&self) -> Cow<'_, str> {
         String::from_utf8_lossy(self.get(b"type").unwrap_or_default())
@@ -91,13 +96,12 @@ impl Event {
 
     /// The fields of a copy for the retries or the dead letters: all of the original, preceded by where it came from.
     pub fn copy(&self, attempt: u32, reason: &str) -> Vec<Vec<u8>> {
-        let origin = self.get(b"origin").unwrap_or(self.token.as_bytes());
         let id = self.get(b"id").unwrap_or(self.token.as_bytes());
         let mut out = Vec::with_capacity(self.fields.len() + 6);
         let mut pair = |name: &[u8], value: &[u8]| out.extend([name.to_vec(), value.to_vec()]);
         pair(b"id", id);
         pair(b"attempt", attempt.to_string().as_bytes());
-        pair(b"origin", origin);
+        pair(b"origin", self.origin());
         if !reason.is_empty() {
             pair(b"reason", reason.as_bytes());
         }

@@ -12,6 +12,7 @@ use tracing::Instrument;
 
 use super::event::Event;
 use super::handler::{Context, Failure, Handler};
+use super::observer::Observer;
 use super::place::{Delivery, Place, Subscription};
 use super::settlement::Outcome;
 use super::trace;
@@ -80,7 +81,9 @@ pub(crate) async fn dispatch<H: Handler>(
             let (place, handler) = (Arc::clone(&place), Arc::clone(&handler));
             tasks.spawn(async move {
                 let outcome = match &in_hand.delivery {
-                    Some(delivery) => execute(&place, handler.as_ref(), &delivery.event).await,
+                    Some(delivery) => {
+                        execute(&place.sub, place.observer.as_ref(), handler.as_ref(), &delivery.event).await
+                    }
                     None => Outcome::Return,
                 };
                 in_hand.settle(outcome);
@@ -94,8 +97,25 @@ pub(crate) async fn dispatch<H: Handler>(
     }
 }
 
-async fn execute<H: Handler>(place: &Place, handler: &H, event: &Event) -> Outcome {
-    let sub = &place.sub;
+/// A call of the handler is at work until this is dropped, however it ends.
+struct Clock<'a> {
+    observer: &'a dyn Observer,
+    began: Instant,
+}
+
+impl Drop for Clock<'_> {
+    fn drop(&mut self) {
+        self.observer.ended(self.began.elapsed());
+    }
+}
+
+/// One call of the handler.
+pub(crate) async fn execute<H: Handler>(
+    sub: &Subscription,
+    observer: &dyn Observer,
+    handler: &H,
+    event: &Event,
+) -> Outcome {
     let span = tracing::info_span!(
         "handle",
         otel.kind = "consumer",
@@ -109,11 +129,11 @@ async fn execute<H: Handler>(place: &Place, handler: &H, event: &Event) -> Outco
         trace::adopt(&span, Some(parent), trace.get(1).map(|(_, state)| state.as_str()));
     }
     let mut ctx = Context { trace, ..Context::default() };
-    let began = Instant::now();
-    place.observer.began();
+    observer.began();
+    let clock = Clock { observer, began: Instant::now() };
     let call = AssertUnwindSafe(timeout(sub.timeout, handler.handle(event, &mut ctx))).catch_unwind();
     let result = call.instrument(span).await;
-    place.observer.ended(began.elapsed());
+    drop(clock);
     let failure = match result {
         Ok(Ok(Ok(()))) if ctx.outputs.is_empty() && ctx.effects.is_empty() => return Outcome::Done,
         Ok(Ok(Ok(()))) => return Outcome::Wrote { outputs: ctx.outputs, effects: ctx.effects },

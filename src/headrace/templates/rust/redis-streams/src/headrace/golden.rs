@@ -6,6 +6,7 @@ use super::commit::{Writes, commit_call};
 use super::event::Event;
 use super::handler::Effect;
 use super::keys::{GroupKeys, PartitionKeys};
+use super::ordered::{Aside, Item, Step};
 use super::packed::unpack;
 use super::partition::partition_of;
 use super::producer::publish_call;
@@ -173,6 +174,53 @@ fn commit_sends_these_words() {
         compared += 1;
     }
     assert!(compared > 10);
+}
+
+#[test]
+fn advance_sends_these_words() {
+    let mut compared = 0;
+    for case in golden!("advance") {
+        let effect = || Effect {
+            command: "HINCRBY".to_owned(),
+            key: "revenue".to_owned(),
+            arguments: vec![b"ann".to_vec(), b"5".to_vec()],
+        };
+        let wrote = || Outcome::Wrote { outputs: Vec::new(), effects: vec![effect()] };
+        let delay = std::time::Duration::from_millis(500);
+        let outcomes = match case["name"].as_str().unwrap() {
+            "three events are handled" => vec![Outcome::Done, Outcome::Done, Outcome::Done],
+            "an effect" => vec![Outcome::Done, wrote()],
+            "an event is set aside" => vec![Outcome::Retry { delay, reason: "boom".to_owned() }],
+            "an event that was set aside is handled" => Vec::new(),
+            _ => continue,
+        };
+        let item = |event, outcome, aside| Item {
+            event: std::sync::Arc::new(event),
+            outcome: Some(outcome),
+            aside,
+            last: true,
+        };
+        let added = case["before"].as_array().unwrap().iter().map(raws);
+        let added = added.filter(|words| words[0] == b"XADD" && words[1] == b"orders");
+        let mut items: Vec<Item> = added
+            .zip(outcomes)
+            .map(|(words, outcome)| {
+                let token = String::from_utf8(words[2].clone()).unwrap();
+                item(Event::new(token, words[3..].to_vec()), outcome, None)
+            })
+            .collect();
+        if items.is_empty() {
+            let aside = Aside::of("5-1".to_owned(), &[]);
+            items.push(item(Event::again("5-1".to_owned(), Vec::new()), Outcome::Done, Some(aside)));
+        }
+        let keys = GroupKeys::new("orders", "billing");
+        let count = |topic: &Topic| topic.partitions;
+        let lease = ("1:w1", "15000".to_owned(), 0);
+        let call = Step::of(&items).call("orders", &keys, "billing", &count, lease, "0-0");
+        assert_eq!(words(&call), expected(&case), "{case}");
+        compared += 1;
+    }
+    assert_eq!(compared, 4);
 }
 
 fn outcome(given: &Json) -> Outcome {

@@ -13,6 +13,7 @@ use super::error::Error;
 use super::limits;
 use super::node::lock;
 use super::place::Place;
+use super::retention::trim;
 use super::scripts::Script;
 
 /// Renews the lease until the task is aborted; the lease is not given up here.
@@ -42,7 +43,7 @@ pub(crate) async fn run(place: Arc<Place>) {
                 let committed = place.committed.load(Ordering::Relaxed);
                 if committed != trimmed {
                     trimmed = committed;
-                    if let Err(error) = trim(&place).await {
+                    if let Err(error) = trim(&place.node, &place.sub.topic, &place.keys, &place.group).await {
                         tracing::warn!(stream = place.stream(), %error, "not trimmed; tried again with the next heartbeat");
                     }
                 }
@@ -84,18 +85,4 @@ async fn tend(place: &Arc<Place>, silent: Duration) -> Result<(), Error> {
 
 fn millis(number: i64) -> Duration {
     Duration::from_millis(u64::try_from(number).unwrap_or(0))
-}
-
-/// What every group is done with and nobody wants to replay.
-async fn trim(place: &Place) -> Result<(), Error> {
-    let topic = &place.sub.topic;
-    let (keep, age) = (topic.retain_events.to_string(), topic.retain.as_millis().to_string());
-    let keys = [place.stream(), &place.group.record, &place.keys.packed];
-    loop {
-        let words = [keep.as_str(), &age, &limits::TRIM_RECORDS.to_string()];
-        let (_, more): (i64, i64) = place.node.call(Script::Trim, &keys, &words).await?;
-        if more == 0 {
-            return Ok(());
-        }
-    }
 }

@@ -62,3 +62,19 @@ impl GroupKeys {
         }
     }
 }
+
+/// The keys of a group in ordered mode that belong to its whole topic.
+#[derive(Clone, Debug)]
+pub(crate) struct MemberKeys {
+    /// sorted set: worker → when its lease ends.
+    pub workers: String,
+    /// stream of one entry: who came, went or freed a partition last.
+    pub changes: String,
+}
+
+impl MemberKeys {
+    pub fn new(topic: &str, group: &str) -> Self {
+        let beside = |name: &str| format!("{{{topic}}}:{name}:{group}");
+        Self { workers: beside("workers"), changes: beside("changes") }
+    }
+}

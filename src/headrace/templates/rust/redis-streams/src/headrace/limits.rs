@@ -43,6 +43,12 @@ pub(crate) const DEATHS_MAX: i64 = 5;
 pub(crate) const DEATHS_APART: i64 = 2;
 /// From this many on, an event is taken over without company.
 pub(crate) const DEATHS_ALONE: i64 = 4;
+/// Ordered mode: a partition in which this many events wait behind failed ones is read no further until they are fewer.
+pub(crate) const ASIDE_RECORDS_MAX: usize = 100_000;
+/// Ordered mode: a partition that another worker still has is asked for again after this long, should word that it is free be lost.
+pub(crate) const ASK_AGAIN: Duration = Duration::from_secs(1);
+/// Ordered mode: a new partition whose parent is not done with is looked at again after this long.
+pub(crate) const DRAINED: Duration = Duration::from_millis(200);
 /// How often a worker looks for what nobody has told it of.
 pub(crate) const SWEEP: Duration = Duration::from_secs(60);
 /// Entries trimmed in one call.

@@ -1,7 +1,7 @@
 //! Events over Redis Streams, on the wire that all languages share. Made with the service and replaced as a whole when it is
 //! upgraded: do not edit.
 //!
-//! Three promises and what each rests on:
+//! Four promises and what each rests on:
 //!
 //! * **Published once.** A batch is (producer, epoch, sequence); the server keeps a mark for each producer and drops repeats, so a
 //!   lost answer is met by sending the same batch again.
@@ -9,6 +9,8 @@
 //!   event, and only by the first worker to do so.
 //! * **Never lost.** A failure becomes a retry or a dead letter in that same commit. A worker holds a lease; when it ends, others
 //!   take over what the worker held. Nothing unread is trimmed.
+//! * **In order**, if the subscription says so. A partition is one worker's at a time; it handles the events of a key one after the
+//!   other, and what follows one that failed is set aside behind it.
 //!
 //! They hold on a server that keeps what it has acknowledged: `appendonly yes` and `appendfsync always`.
 
@@ -24,10 +26,12 @@ mod execute;
 mod golden;
 mod handler;
 mod heartbeat;
+mod joining;
 mod keys;
 mod limits;
 mod node;
 mod observer;
+mod ordered;
 mod packed;
 mod parcel;
 mod partition;
@@ -39,6 +43,7 @@ mod random;
 mod reader;
 mod record;
 mod reply;
+mod retention;
 mod runs;
 mod scripts;
 mod settlement;

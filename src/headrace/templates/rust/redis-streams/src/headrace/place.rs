@@ -12,12 +12,12 @@ use super::books::{Books, Source};
 use super::error::Error;
 use super::event::Event;
 use super::handler::Retry;
+use super::joining;
 use super::keys::{GroupKeys, PartitionKeys};
 use super::limits;
 use super::node::{Node, lock};
 use super::observer::Observer;
 use super::pulse::Pulse;
-use super::scripts::Script;
 use super::settlement::Outcome;
 use super::topic::Topic;
 use super::topics::Topics;
@@ -43,6 +43,9 @@ pub struct Subscription {
     pub worker: String,
     /// Where the group begins.
     pub start: Start,
+    /// Whether the events of a key are handled one after the other: partitions belong to one worker at a time, and what follows a
+    /// failed event of its key waits. All programs of a group say the same. Events without a key are as of one key.
+    pub ordered: bool,
     /// When a worker was silent for so long, others take over what it holds. A handler may take longer.
     pub lease: Duration,
     /// How long a read waits for events.
@@ -65,6 +68,7 @@ impl Subscription {
             group: group.into(),
             worker: super::random::name(),
             start: Start::Earliest,
+            ordered: false,
             lease: Duration::from_secs(15),
             block: Duration::from_secs(5),
             concurrency: 100,
@@ -202,51 +206,9 @@ impl Place {
         format!("{}/{slot}", self.sub.worker)
     }
 
-    /// Creates what is absent and takes the lease. `again`: the group was there and is gone; it begins anew with what takes the
-    /// place of the deleted partition.
+    /// Creates what is absent and takes the lease. `again`: see [`joining::join`].
     pub async fn join(&self, again: bool) -> Result<(), Error> {
-        let (keys, group, sub) = (&self.keys, &self.group, &self.sub);
-        let (name, topic) = (&sub.group, &sub.topic.name);
-        let start = if again || sub.start == Start::Earliest { "0" } else { "$" };
-        let names = [
-            &keys.stream,
-            &group.retry,
-            &group.record,
-            &group.workers,
-            &group.dead,
-            &group.delayed,
-            &keys.packed,
-        ];
-        let words = [name, &sub.worker, &sub.lease_ms(), start, "shared"];
-        let answer: Result<String, Error> =
-            self.node.call(Script::Join, &names.map(String::as_str), &words).await;
-        match answer {
-            Ok(answer) if answer == "renewed" || (again && answer != "joined") => {
-                tracing::error!(
-                    stream = keys.stream,
-                    group = name,
-                    "the stream was deleted on the server (FLUSHALL, DEL, eviction or a restore): what the group had not \
-                     settled is lost; beginning with the new stream's first event"
-                );
-                Ok(())
-            }
-            Ok(_) => Ok(()),
-            Err(Error::Refused { code, .. }) if code == "MODE" => Err(Error::refused(
-                "MODE",
-                format!(
-                    "group {name} of topic {topic} is used in ordered mode on the server: choose another group name (it gets \
-                     every event), or begin anew when no worker of it runs: headrace groups {topic} --reset {name} --to earliest"
-                ),
-            )),
-            Err(Error::Refused { code, .. }) if code == "DESTROYED" => Err(Error::refused(
-                "DESTROYED",
-                format!(
-                    "group {name} of topic {topic} was destroyed on the server while it was in use, and with it the place \
-                     where it stood. Say where to begin again: headrace groups {topic} --reset {name} --to earliest|latest|ID"
-                ),
-            )),
-            Err(error) => Err(error),
-        }
+        joining::join(&self.node, &self.sub, &self.keys, &self.group, again).await
     }
 
     /// There may be something to take over: a read that blocks is ended for it.

@@ -49,12 +49,16 @@ pub(crate) fn row(id: Value, fields: Value) -> Result<Row, Error> {
     Ok((text(id)?, items(fields)?.into_iter().map(bytes).collect::<Result<_, _>>()?))
 }
 
-/// What XREADGROUP answers: the rows of each stream.
+/// What XRANGE answers.
+pub(crate) fn rows(value: Value) -> Result<Vec<Row>, Error> {
+    items(value)?.into_iter().map(|own| exactly(own).and_then(|[id, fields]| row(id, fields))).collect()
+}
+
+/// What XREAD and XREADGROUP answer: the rows of each stream.
 pub(crate) fn streams(value: Value) -> Result<Vec<(String, Vec<Row>)>, Error> {
     let stream = |stream| {
-        let [name, rows] = exactly(stream)?;
-        let rows = items(rows)?.into_iter().map(|own| exactly(own).and_then(|[id, fields]| row(id, fields)));
-        Ok((text(name)?, rows.collect::<Result<_, Error>>()?))
+        let [name, own] = exactly(stream)?;
+        Ok((text(name)?, rows(own)?))
     };
     items(value)?.into_iter().map(stream).collect()
 }

@@ -12,11 +12,24 @@ pub(crate) enum Script {
     Claim,
     Leave,
     Trim,
+    Advance,
+    Lease,
+    Members,
 }
 
 /// What is loaded on each new connection.
-pub(crate) const ALL: [Script; 7] =
-    [Script::Publish, Script::Join, Script::Commit, Script::Tend, Script::Claim, Script::Leave, Script::Trim];
+pub(crate) const ALL: [Script; 10] = [
+    Script::Publish,
+    Script::Join,
+    Script::Commit,
+    Script::Tend,
+    Script::Claim,
+    Script::Leave,
+    Script::Trim,
+    Script::Advance,
+    Script::Lease,
+    Script::Members,
+];
 
 static DIGESTS: LazyLock<[String; ALL.len()]> =
     LazyLock::new(|| ALL.map(|script| redis::Script::new(script.text()).get_hash().to_owned()));
@@ -32,6 +45,9 @@ impl Script {
             Self::Claim => include_str!("scripts/claim.lua"),
             Self::Leave => include_str!("scripts/leave.lua"),
             Self::Trim => include_str!("scripts/trim.lua"),
+            Self::Advance => include_str!("scripts/advance.lua"),
+            Self::Lease => include_str!("scripts/lease.lua"),
+            Self::Members => include_str!("scripts/members.lua"),
         }
     }
 

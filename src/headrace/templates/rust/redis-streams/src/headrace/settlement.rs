@@ -24,6 +24,16 @@ pub(crate) enum Outcome {
 }
 
 impl Outcome {
+    /// Whether the handler did what it should.
+    pub fn is_handled(&self) -> bool {
+        matches!(self, Self::Done | Self::Wrote { .. })
+    }
+
+    /// Whether it is to be handled again.
+    pub fn comes_again(&self) -> bool {
+        matches!(self, Self::Retry { .. } | Self::Return)
+    }
+
     pub fn verdict(&self) -> Verdict {
         match self {
             Self::Done | Self::Wrote { .. } => Verdict::Handled,

@@ -15,6 +15,7 @@ use super::committer::Committer;
 use super::error::Error;
 use super::execute::dispatch;
 use super::handler::Handler;
+use super::ordered::Crew;
 use super::partition::stream_of;
 use super::place::{Place, Subscription};
 use super::pulse::Pulse;
@@ -41,13 +42,13 @@ impl Status {
 
 /// See the module.
 pub struct Worker<H> {
-    topics: Arc<Topics>,
-    sub: Arc<Subscription>,
-    handler: Arc<H>,
-    observer: Arc<dyn Observer>,
-    status: Status,
+    pub(super) topics: Arc<Topics>,
+    pub(super) sub: Arc<Subscription>,
+    pub(super) handler: Arc<H>,
+    pub(super) observer: Arc<dyn Observer>,
+    pub(super) status: Status,
     /// Handlers that could begin now.
-    idle: Arc<Semaphore>,
+    pub(super) idle: Arc<Semaphore>,
 }
 
 impl<H: Handler> Worker<H> {
@@ -84,16 +85,31 @@ impl<H: Handler> Worker<H> {
     /// worker leaves. Returns early if the server refuses for good: what it says tells what to do. A worker that is dropped
     /// instead is taken for dead when its lease ends.
     pub async fn run(self, stop: CancellationToken) -> Result<(), Error> {
+        if self.sub.ordered {
+            return Crew::new(Arc::new(self)).run(stop).await;
+        }
         let stop = stop.child_token();
         let mut places = JoinSet::new();
         let mut joined = HashSet::new();
         let mut result = self.serve(&stop, &mut places, &mut joined).await;
-        self.status.joined.store(false, Ordering::Relaxed);
+        self.left();
         stop.cancel();
         while let Some(ended) = places.join_next().await {
             result = result.and(flat(ended));
         }
         result
+    }
+
+    /// It serves its group from now on.
+    pub(super) async fn joined(&self) {
+        if !self.status.joined.swap(true, Ordering::Relaxed) {
+            durability::examine(self.topics.node()).await;
+        }
+    }
+
+    /// It does no more.
+    pub(super) fn left(&self) {
+        self.status.joined.store(false, Ordering::Relaxed);
     }
 
     async fn serve(
@@ -108,9 +124,7 @@ impl<H: Handler> Worker<H> {
             let again = match self.join_all(stop, places, joined).await {
                 Ok(()) => {
                     backoff.over();
-                    if !self.status.joined.swap(true, Ordering::Relaxed) {
-                        durability::examine(self.topics.node()).await;
-                    }
+                    self.joined().await;
                     None
                 }
                 Err(error) if error.may_pass() => Some(error),
@@ -159,7 +173,8 @@ impl<H: Handler> Worker<H> {
     }
 }
 
-fn flat(ended: Result<Result<(), Error>, tokio::task::JoinError>) -> Result<(), Error> {
+/// A task's own result; that it failed otherwise is a bug.
+pub(super) fn flat<T>(ended: Result<Result<T, Error>, tokio::task::JoinError>) -> Result<T, Error> {
     ended.unwrap_or_else(|bug| {
         Err(Error::refused("BUG", format!("a task of the worker failed in an unforeseen way: {bug}")))
     })

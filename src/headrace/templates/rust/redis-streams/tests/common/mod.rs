@@ -8,7 +8,9 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use redis::{FromRedisValue, cmd};
-use service::headrace::{Error, Handler, Node, Publisher, Retry, Subscription, Topic, Topics, Worker};
+use service::headrace::{
+    Error, Handler, Node, Publisher, Retry, Subscription, Topic, Topics, Worker, stream_of,
+};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
@@ -21,6 +23,9 @@ pub struct Server {
     node: Node,
     own: Option<(Child, PathBuf, u16)>,
 }
+
+/// Id and fields.
+pub type Entry = (String, Vec<(String, String)>);
 
 static SERVERS: AtomicUsize = AtomicUsize::new(0);
 
@@ -68,6 +73,24 @@ impl Server {
         let mut command = cmd(words.next().unwrap());
         command.arg(words.collect::<Vec<_>>());
         self.node.command(&command).await.unwrap_or_else(|error| panic!("{line}: {error}"))
+    }
+
+    /// What a topic holds, partition by partition.
+    pub async fn entries(&self, topic: &Topic) -> Vec<Entry> {
+        let mut entries = Vec::new();
+        for stream in streams(topic) {
+            entries.extend(self.ask::<Vec<Entry>>(&format!("XRANGE {stream} - +")).await);
+        }
+        entries
+    }
+
+    /// How many leases workers of a group have, in whichever mode.
+    pub async fn workers(&self, topic: &Topic, group: &str) -> usize {
+        let mut count = self.ask(&format!("ZCARD {{{}}}:workers:{group}", topic.name)).await;
+        for stream in streams(topic).filter(|stream| *stream != topic.name) {
+            count += self.ask::<usize>(&format!("ZCARD {{{stream}}}:workers:{group}")).await;
+        }
+        count
     }
 
     pub fn topics(&self) -> Arc<Topics> {
@@ -138,6 +161,11 @@ pub fn publisher(url: &str) -> Publisher {
     Publisher::new(topics(url), Duration::from_secs(30), Arc::new(()))
 }
 
+/// Where the events of a topic are.
+pub fn streams(topic: &Topic) -> impl Iterator<Item = String> {
+    (0..topic.partitions).map(|number| stream_of(&topic.name, number, topic.partitions))
+}
+
 /// A topic that no other test has.
 pub fn topic() -> Topic {
     static TOPICS: AtomicUsize = AtomicUsize::new(0);
@@ -172,6 +200,11 @@ impl Working {
     pub async fn stop(self) {
         self.stop.cancel();
         timeout(Duration::from_secs(20), self.task).await.unwrap().unwrap().unwrap();
+    }
+
+    /// When it ends by itself.
+    pub async fn ended(self) -> Result<(), Error> {
+        timeout(Duration::from_secs(20), self.task).await.unwrap().unwrap()
     }
 
     /// As by SIGKILL: nothing is handed back.

@@ -10,6 +10,7 @@ use common::{Server, until};
 use service::api::proto::PlaceOrderRequest;
 use service::api::proto::orders_client::OrdersClient;
 use service::config::Config;
+use service::topics::{ACCEPTED, GROUP, ORDERS};
 use service::{Error, health, run};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -127,8 +128,8 @@ async fn an_order_is_accepted_once_and_the_service_stops_cleanly() {
     until("it is handled", async || server.ask::<Option<i64>>("HGET revenue ann").await.is_some()).await;
     assert!(!service.place(None, "ann", 1_250).await.unwrap().is_empty());
     until("both are handled", async || server.ask::<i64>("HGET revenue ann").await == 2_500).await;
-    assert_eq!(server.ask::<usize>("XLEN [[ topic ]]").await, 2);
-    assert_eq!(server.ask::<usize>("XLEN orders.accepted").await, 2);
+    assert_eq!(server.entries(&ORDERS).await.len(), 2);
+    assert_eq!(server.entries(&ACCEPTED).await.len(), 2);
     let (_, metrics) = service.get("/metrics").await;
     for line in ["handled_total{outcome=\"handled\"} 2", "published_total 4", "in_flight 0"] {
         assert!(metrics.contains(line), "{line} is not in {metrics}");
@@ -146,8 +147,7 @@ async fn an_order_is_accepted_once_and_the_service_stops_cleanly() {
     assert!(last.unwrap().unwrap().is_none());
     let (http, channel) = (service.http, service.channel.clone());
     service.ended().await;
-    let members = "ZCARD {[[ topic ]]}:workers:[[ group ]]".to_owned();
-    assert_eq!(server.ask::<usize>(&members).await, 0);
+    assert_eq!(server.workers(&ORDERS, GROUP).await, 0);
     assert!(TcpStream::connect(http).await.is_err());
     let late = OrdersClient::new(channel).place_order(PlaceOrderRequest::default()).await.unwrap_err();
     assert_eq!(late.code(), Code::Unavailable);
@@ -188,7 +188,7 @@ async fn what_cannot_be_meant_is_told_from_what_may_pass() {
         service.place(Some("order-1"), "ann", 100).await.unwrap();
     }
     until("it is handled", async || server.ask::<Option<i64>>("HGET revenue ann").await == Some(100)).await;
-    assert_eq!(server.ask::<usize>("XLEN [[ topic ]]").await, 1);
+    assert_eq!(server.entries(&ORDERS).await.len(), 1);
     service.stop.cancel();
     service.ended().await;
 }
@@ -214,7 +214,7 @@ async fn a_call_has_its_time_and_is_answered_also_when_the_service_stops() {
     assert_eq!(begun.unwrap(), "order-2");
     service.ended().await;
     // The first is there too: a caller that gives up does not stop what it has begun.
-    assert_eq!(back.ask::<usize>("XLEN [[ topic ]]").await, 2);
+    assert_eq!(back.entries(&ORDERS).await.len(), 2);
 }
 
 #[tokio::test]
@@ -227,9 +227,9 @@ async fn a_trace_goes_on_in_the_event() {
     let mut request = Request::new(order);
     request.metadata_mut().insert("traceparent", parent.parse().unwrap());
     service.send(request).await.unwrap();
-    until("it is handled", async || server.ask::<usize>("XLEN orders.accepted").await == 1).await;
-    for stream in ["[[ topic ]]", "orders.accepted"] {
-        let rows: Vec<(String, Vec<(String, String)>)> = server.ask(&format!("XRANGE {stream} - +")).await;
+    until("it is handled", async || server.entries(&ACCEPTED).await.len() == 1).await;
+    for topic in [ORDERS, ACCEPTED] {
+        let rows = server.entries(&topic).await;
         assert!(rows[0].1.contains(&("traceparent".to_owned(), parent.to_owned())), "{rows:?}");
     }
     service.stop.cancel();

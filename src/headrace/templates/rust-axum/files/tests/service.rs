@@ -9,6 +9,7 @@ use std::time::Duration;
 use common::{Server, until};
 use serde_json::{Value, json};
 use service::config::Config;
+use service::topics::{ACCEPTED, GROUP, ORDERS};
 use service::{health, run};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -55,8 +56,8 @@ async fn an_order_is_accepted_once_and_the_service_stops_cleanly() {
     until("it is handled", async || server.ask::<Option<i64>>("HGET revenue ann").await.is_some()).await;
     assert_eq!(ask(address, "POST", "/orders", None, &order).await.0, 202);
     until("both are handled", async || server.ask::<i64>("HGET revenue ann").await == 2_500).await;
-    assert_eq!(server.ask::<usize>("XLEN [[ topic ]]").await, 2);
-    assert_eq!(server.ask::<usize>("XLEN orders.accepted").await, 2);
+    assert_eq!(server.entries(&ORDERS).await.len(), 2);
+    assert_eq!(server.entries(&ACCEPTED).await.len(), 2);
 
     let wrong = [
         ("/orders", Some("no good"), order.as_str(), 422),
@@ -78,5 +79,5 @@ async fn an_order_is_accepted_once_and_the_service_stops_cleanly() {
     let (status, why) = ask(address, "GET", "/readyz", None, "").await;
     assert_eq!((status, why.as_str()), (503, "stopping\n"));
     tokio::time::timeout(Duration::from_secs(10), running).await.unwrap().unwrap().unwrap();
-    assert_eq!(server.ask::<usize>("ZCARD {[[ topic ]]}:workers:[[ group ]]").await, 0);
+    assert_eq!(server.workers(&ORDERS, GROUP).await, 0);
 }
