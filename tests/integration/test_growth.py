@@ -194,6 +194,23 @@ def test_delayed_events_move_with_their_keys(server: Server) -> None:
     playing(server, play)
 
 
+def test_many_delayed_events_move_or_stay(server: Server) -> None:
+    """More than are looked at in one step, twice over, and by two who do it at once after a third was interrupted."""
+
+    async def play(stage: Play) -> None:
+        publisher = await stage.program()
+        keys = [MOVES if n % 3 else STAYS for n in range(2_400)]
+        await publisher.publish(ORDERS, [Record(b"%d" % n, key=key, delay_ms=3_600_000) for n, key in enumerate(keys)])
+        with pytest.raises(NotConnected):
+            await stage.grow(client=Interrupted(stage.settings, 20, answered=True))
+        await asyncio.gather(stage.grow(), stage.grow())
+        for n, count in ((0, 0), (1, keys.count(STAYS)), (2, 0), (3, keys.count(MOVES))):
+            assert server.command("ZCARD", f"{{orders.{n}}}:delayed") == count
+            assert server.command("EXISTS", f"{{orders.{n}}}:moving") == 0
+
+    playing(server, play)
+
+
 @pytest.mark.parametrize("ordered", [False, True])
 def test_what_handlers_publish_follows(server: Server, *, ordered: bool) -> None:
     """A commit that names a partition of the time before is refused whole, and goes to the present one when it is repeated."""

@@ -3,8 +3,8 @@
 The new number is a multiple of the old one, P: then the keys of a new partition q were before in q modulo P, its parent, and nowhere else.
 1. The old partitions are closed: each notes its last entry, the fence, and refuses what is published to it.
 2. Every group of a parent gets its children, from their first event on.
-3. The ids that are remembered are copied, the delayed events are moved, while nobody uses the children.
-4. The children are opened, then the old partitions, then the list of topics says the new number.
+3. The ids that are remembered are copied, the delayed events whose keys are at home there now are moved, while nobody uses the children.
+4. The children are opened, then the old partitions with the delayed events that stayed, then the list of topics says the new number.
 A publisher that was refused sends the same events again, to where they belong now. An ordered group takes up a child when it is done with
 the parent up to the fence (`drained`).
 """
@@ -124,7 +124,7 @@ class _Growth:
             start += _PAGE
 
     async def _move_delayed(self, parent: str) -> None:
-        """Each to where its key belongs now; those without a key stay."""
+        """Each to where its key belongs now; those that stay are the parent's again when that is opened."""
         start, moving = 0, keys.partition(parent).moving
         while page := await self._client.command("ZRANGE", moving, start, start + _PAGE - 1, "WITHSCORES"):
             to: dict[str, list[bytes]] = {}
@@ -133,9 +133,10 @@ class _Growth:
                 key = next((v for k, v in zip(fields[::2], fields[1::2], strict=False) if k == b"key"), None)
                 name = parent if key is None else f"{self._topic}.{partition_of(key, self._new)}"
                 to.setdefault(name, []).extend((record, due))
+            start += len(to.pop(parent, [])) // 2
             for name, words in to.items():
                 await self._step(name, "fill", "delayed", *words)
-            start += _PAGE
+                await self._step(parent, "moved", *words[::2])
 
     async def _announce(self) -> None:
         """The list of topics, and whoever waits for a change of who serves a group."""

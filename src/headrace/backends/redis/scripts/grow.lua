@@ -1,9 +1,10 @@
 #!lua flags=allow-oom
 -- A topic gets more partitions; each call is one step on one partition, and may be repeated.
--- KEYS  1 stream  2 packed  3 delayed  4 ids  5 moving     ARGV  1 how: close, fill, open  2 number of partitions the topic gets
+-- KEYS  1 stream  2 packed  3 delayed  4 ids  5 moving     ARGV  1 how: close, fill, moved, open  2 number of partitions the topic gets
 -- close: an old partition takes no more events, and its delayed ones wait in `moving`. Returns {1, its last entry}, or {0, the same} if it was opened again.
--- fill:  3 delayed or ids, 4... members and scores. Into a partition that is not open yet; returns {1} or {0} if it is open, then nothing was written.
--- open:  3 parent ('' for an old partition)  4 fence. It takes events for the new number. Returns {1}, or {0} if it did already.
+-- fill:  3 delayed or ids, 4... members and scores. Into a new partition that is not open yet; returns {1} or {0} if it is open, then nothing was written.
+-- moved: 3... members of an old partition's `moving` that are in new ones now. Returns {1}, or {0} if it is open.
+-- open:  3 parent ('' for an old partition)  4 fence. It takes events for the new number, and what was not moved is due here. Returns {1}, or {0} if it did already.
 -- Error: GREW n (the topic is getting, or has, more than that by now). Then nothing was written.
 local call, how, to = redis.call, ARGV[1], ARGV[2]
 local state = call('HMGET', KEYS[2], 'of', 'to', 'last')
@@ -26,16 +27,16 @@ end
 if open then return {0} end
 if how == 'fill' then
   local key = ARGV[3] == 'delayed' and KEYS[3] or KEYS[4]
-  local own = key == KEYS[3] and call('EXISTS', KEYS[5]) == 1  -- back from where this partition's own wait: once, for it may be due before the call is repeated
-  for i = 4, #ARGV, 2 do
-    if not own or call('ZREM', KEYS[5], ARGV[i]) == 1 then call('ZADD', key, 'NX', ARGV[i + 1], ARGV[i]) end
-  end
+  for i = 4, #ARGV, 2 do call('ZADD', key, 'NX', ARGV[i + 1], ARGV[i]) end
   if key == KEYS[4] and call('EXISTS', key) == 1 then
     call('PEXPIREAT', key, math.ceil(tonumber(call('ZRANGE', key, -1, -1, 'WITHSCORES')[2])))
   end
   return {1}
+elseif how == 'moved' then
+  for i = 3, #ARGV do call('ZREM', KEYS[5], ARGV[i]) end
+  return {1}
 end
 call('HSET', KEYS[2], 'of', to, 'to', to)
 if ARGV[3] ~= '' then call('HSET', KEYS[2], 'parent', ARGV[3], 'fence', ARGV[4]) end
-call('DEL', KEYS[5])
+if call('EXISTS', KEYS[5]) == 1 then call('RENAME', KEYS[5], KEYS[3]) end
 return {1}
