@@ -6,7 +6,9 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Final, Literal
 
+from headrace.errors import ConfigurationError
 from headrace.stack.capacity import MEMORY_SHARE, capacity, load_of
+from headrace.stack.check import conditions
 from headrace.stack.criteria import REDIS
 from headrace.stack.facts import Facts
 from headrace.stack.finding import Finding
@@ -193,11 +195,42 @@ def to_zero(manifest: Manifest, _: Facts) -> Iterator[Finding]:
         )  # fmt: skip
 
 
+def kept(manifest: Manifest, facts: Facts) -> Iterator[Finding]:
+    """HR312."""
+    wanted = manifest.requirements
+    if wanted.retention is None:
+        return
+    events = capacity(load_of(wanted), facts).events_kept if wanted.rate is not None else 0
+    for place, stream in _own(manifest):
+        keeps, at = stream.retention, (*_STREAMS, place, "retention")
+        if keeps is None or "consume" not in stream.role:
+            continue
+        if keeps.maxage is not None and keeps.maxage < wanted.retention:
+            yield _at(
+                manifest, "HR312", at,
+                f"{stream.name} is trimmed after {keeps.maxage}, and {wanted.retention} are required: make maxage as long",
+            )  # fmt: skip
+        if keeps.maxlen is not None and keeps.maxlen * stream.partitions < events:
+            yield _at(
+                manifest, "HR312", at,
+                f"{stream.name} is trimmed to {keeps.maxlen} events for each of {stream.partitions} partitions, and {events} are required: make "
+                f"maxlen {-(-events // stream.partitions)}",
+            )  # fmt: skip
+
+
+def outgrown(manifest: Manifest, facts: Facts) -> Iterator[Finding]:
+    """HR313."""
+    try:
+        conditions(manifest, facts)
+    except ConfigurationError as e:
+        yield _at(manifest, "HR313", (*_EVENTS, "outgrow", "when"), str(e).rpartition("when: ")[2])
+
+
 def _own(manifest: Manifest) -> list[tuple[int, Stream]]:
     return list(enumerate(manifest.events.streams)) if manifest.events.type == REDIS else []
 
 
 RULES: Final[tuple[Rule, ...]] = (
     *(exactly_once, licence, memory, order),
-    *(bound, dead_letters, reclaim, eviction, to_zero),
+    *(bound, dead_letters, reclaim, eviction, to_zero, kept, outgrown),
 )

@@ -23,6 +23,8 @@ TITLES: Final = {
     "HR309": "a command that the server does not know",
     "HR310": "scaled to zero with events in hand",
     "HR311": "a blocking read that the client gives up",
+    "HR312": "events are not kept for as long as is required",
+    "HR313": "a condition that nothing can measure",
 }
 """By code. Each has a page: `headrace explain HR301`."""
 

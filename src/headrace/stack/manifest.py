@@ -22,13 +22,16 @@ API_VERSION: Final = "headrace.dev/v1"
 System = Literal["redis-streams", "kafka", "nats-jetstream", "rabbitmq", "none"]
 StackType = Literal["rust-axum", "rust-grpc", "python-fastapi", "python-worker"]
 
-_LABEL: Final = "^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
+_END: Final = r"$(?!\n)"
+"""`$` of Python alone would let a last line break pass; that of JSON Schema does not."""
+_LABEL: Final = "^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?" + _END
 Name = Annotated[str, Meta(pattern=_LABEL, description="As in RFC 1123: small letters, digits, hyphens")]
 
 TopicName = Annotated[
-    str, Meta(pattern="^[A-Za-z0-9._-]{1,128}$", description="1 to 128 of letters, digits, dot, underscore, hyphen")
+    str,
+    Meta(pattern="^[A-Za-z0-9._-]{1,128}" + _END, description="1 to 128 of letters, digits, dot, underscore, hyphen"),
 ]
-FieldName = Annotated[str, Meta(pattern="^([A-Za-z_][A-Za-z0-9_]*)?$", description="A field of the event")]
+FieldName = Annotated[str, Meta(pattern="^([A-Za-z_][A-Za-z0-9_]*)?" + _END, description="A field of the event")]
 
 
 class _Part(Struct, frozen=True, forbid_unknown_fields=True, rename="camel", omit_defaults=True):
