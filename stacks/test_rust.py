@@ -21,7 +21,8 @@ from msgspec import Struct
 
 from headrace import Headrace
 from stacks.conftest import ROOT, run
-from tests.servers import Server
+from tests.secure import certificate, secured
+from tests.servers import Server, require
 
 pytestmark = [
     pytest.mark.timeout(1_800),
@@ -148,16 +149,19 @@ class Stage:
         self.processes.append(process)
         return process
 
-    def rust(self) -> subprocess.Popen[bytes]:
+    def rust(self, **environment: str) -> subprocess.Popen[bytes]:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             address = f"127.0.0.1:{free.getsockname()[1]}"
-        return self.start(
-            [str(self.binary)], APP_REDIS_URL=self.server.url, APP_HTTP_ADDR=address, APP_LEASE_SECONDS="2"
-        )
+        own = {"APP_REDIS_URL": self.server.url, "APP_HTTP_ADDR": address, "APP_LEASE_SECONDS": "2"}
+        return self.start([str(self.binary)], **own | environment)
 
     def python(self, module: str) -> subprocess.Popen[bytes]:
         return self.start([sys.executable, "-m", "headrace", "run", f"{module}:app"], HEADRACE_URL=self.server.url)
+
+    def publish(self, order: str) -> None:
+        words = ["-m", "headrace", "publish", "orders", order, "--type", "OrderPlaced", "--url", self.server.url]
+        run([sys.executable, *words], self.folder)
 
     def headrace(self, *words: str) -> Any:
         said = run([sys.executable, "-m", "headrace", *words, "--url", self.server.url, "--json"], self.folder)
@@ -268,11 +272,29 @@ def test_one_ordered_group_has_workers_in_both_languages(stage: Stage) -> None:
     assert (ledger["published"], ledger["handled"], ledger["missing"]) == (COUNT, COUNT, 0)
 
 
+def test_a_service_speaks_tls(tmp_path: Path, tool: Path) -> None:
+    require("redis")
+    service = generated(tool, tmp_path, "rust-axum")
+    run(["cargo", "build", "--features", "tls"], service, CARGO_TARGET_DIR=str(TARGET))
+    authority = certificate(tmp_path, "DNS:localhost")
+    with secured(authority) as (server, url):
+        stage = Stage(server, TARGET / "debug" / "shop", tmp_path)
+        stranger = certificate(tmp_path, "DNS:stranger")
+        try:
+            stage.rust(APP_REDIS_URL=url.partition("?")[0], SSL_CERT_FILE=str(stranger))
+            time.sleep(1.0)
+            assert server.command("DBSIZE") == 0, "a server that cannot prove who it is gets nothing"
+            stage.rust(APP_REDIS_URL=url.partition("?")[0], SSL_CERT_FILE=str(authority))
+            stage.publish('{"order_id": "o-1", "customer": "ann", "amount_cents": 5}')
+            wait(lambda: server.command("HGET", "revenue", "ann") == b"5", 30)
+            assert server.command("HGET", "revenue", "ann") == b"5"
+        finally:
+            stage.end()
+
+
 def test_the_command_line_operates_the_groups_of_a_rust_service(stage: Stage) -> None:
     stage.rust()
-    bad = '{"order_id": "bad", "customer": "ann", "amount_cents": 0}'
-    words = [sys.executable, "-m", "headrace", "publish", "orders", "--type", "OrderPlaced", "--url", stage.server.url]
-    subprocess.run([*words[:5], bad, *words[5:]], check=True)
+    stage.publish('{"order_id": "bad", "customer": "ann", "amount_cents": 0}')
     wait(lambda: bool(stage.server.command("XLEN", "{orders}:dead:shop")), 30)
     (letter,) = stage.headrace("dead", "list", "orders", "shop")
     assert "expected more than 0" in letter["reason"]

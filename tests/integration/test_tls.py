@@ -3,47 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
-import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from headrace import Context, Headrace, NotConnected
 from headrace.runtime.signals import Stop
 from headrace.runtime.worker import serve
-from tests.absent import not_run
-from tests.servers import Server, free_port, require
+from tests.secure import certificate, secured
+from tests.servers import Server, require
 from tests.waiting import wait_until, wait_until_async
 
 COUNT = 600
-
-
-def certificate(folder: Path, *names: str) -> Path:
-    """One that vouches for itself, of a server of these names, with its key beside it."""
-    if shutil.which("openssl") is None:
-        not_run("openssl", "makes the certificates of the tests of TLS")
-    file = folder / f"{names[0].partition(':')[2]}.pem"
-    words = ["-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
-    files = ["-keyout", str(file.with_suffix(".key")), "-out", str(file), "-subj", "/CN=test"]
-    subprocess.run(
-        ["openssl", "req", *words, *files, "-addext", f"subjectAltName={','.join(names)}"],
-        check=True,
-        capture_output=True,
-    )
-    return file
-
-
-@contextmanager
-def secured(file: Path, **settings: Any) -> Iterator[tuple[Server, str]]:
-    port = free_port()
-    keys = {"tls_cert_file": file, "tls_key_file": file.with_suffix(".key"), "tls_ca_cert_file": file}
-    settings |= {name: str(path) for name, path in keys.items()}
-    with Server("redis", tls_port=port, tls_auth_clients="no", **settings) as server:
-        yield server, f"rediss://localhost:{port}?ssl_ca_certs={file}"
 
 
 @pytest.fixture
