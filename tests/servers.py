@@ -14,7 +14,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
-import random
+import secrets
 import shutil
 import signal
 import socket
@@ -73,9 +73,9 @@ def program(flavour: str) -> str:
 
 
 def free_port() -> int:
-    """A TCP port of 127.0.0.1 that nobody listens on now."""
+    """A TCP port of 127.0.0.1 that nobody listens on now; not the one that another run of the tests, with the same seed, takes too."""
     while True:
-        port = random.choice(_PORTS)
+        port = secrets.choice(_PORTS)
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
