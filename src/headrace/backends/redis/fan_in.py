@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 
+from msgspec import structs
+
 from headrace import limits
 from headrace.backends.contract import (
     Delivery,
@@ -51,10 +53,11 @@ class FanIn:
             raise
 
     async def _join(self, count: int) -> None:
-        """Joins those that are not joined yet."""
+        """Joins those that are not joined yet. What the topic has got since this began is read from its first event on."""
         self._counted = self._loop.time()
+        subscription = structs.replace(self._sub, start="earliest") if self._feeds else self._sub
         new = {
-            stream: SharedFeed(self._client, self._sub, stream, self._publish)
+            stream: SharedFeed(self._client, subscription, stream, self._publish)
             for stream in streams(self._sub.route.topic, count)
             if stream not in self._feeds
         }

@@ -30,8 +30,8 @@ async def grow(client: Client, topic: str, wanted: int) -> None:
     """Returns when the topic has `wanted` partitions; goes on with what was interrupted. Raises Refused if it cannot; then nothing was changed."""
     known = int(await client.command("HGET", keys.TOPICS, topic) or 0)
     begun = int(await client.command("HGET", keys.GROWING, topic) or 0)
-    if begun == known:  # done but for its last step
-        await client.command("HDEL", keys.GROWING, topic)
+    if begun and begun <= known:  # done but for its last step
+        await client.call("count", (keys.GROWING,), "done", topic, begun)
         begun = 0
     if begun and begun != wanted:
         raise Refused(
@@ -46,9 +46,13 @@ async def grow(client: Client, topic: str, wanted: int) -> None:
             raise Refused(
                 f"the key {name} is in use, and a new partition of topic {topic} needs that name: move it away"
             )
-    if begun != wanted and not await client.command("HSETNX", keys.GROWING, topic, wanted):
-        await grow(client, topic, wanted)  # somebody else began in this moment
-        return
+    if begun != wanted:
+        first = await client.command("HSETNX", keys.GROWING, topic, wanted)
+        if not first or int(await client.command("HGET", keys.TOPICS, topic) or 0) != known:
+            if first:
+                await client.call("count", (keys.GROWING,), "done", topic, wanted)
+            await grow(client, topic, wanted)  # somebody else began in this moment, or has grown it meanwhile
+            return
     await _Growth(client, topic, known, wanted).run()
 
 
@@ -94,6 +98,8 @@ class _Growth:
         for parent in self._parents:
             await self._copy_ids(parent)
             await self._move_delayed(parent)
+        for n, child in enumerate(self._children):  # groups that have begun since
+            await self._give_groups(self._parents[self._parent(n)], child)
         for n, child in enumerate(self._children):
             await self._step(child, "open", self._parents[self._parent(n)], fences[self._parent(n)])
         for parent in self._parents:
@@ -125,14 +131,14 @@ class _Growth:
 
     async def _move_delayed(self, parent: str) -> None:
         """Each to where its key belongs now; those that stay are the parent's again when that is opened."""
-        start, moving = 0, keys.partition(parent).moving
+        start, moving, family = 0, keys.partition(parent).moving, self._family(parent)
         while page := await self._client.command("ZRANGE", moving, start, start + _PAGE - 1, "WITHSCORES"):
             to: dict[str, list[bytes]] = {}
             for record, due in zip(page[::2], page[1::2], strict=True):
                 fields = netstrings(record)
                 key = next((v for k, v in zip(fields[::2], fields[1::2], strict=False) if k == b"key"), None)
-                name = parent if key is None else f"{self._topic}.{partition_of(key, self._new)}"
-                to.setdefault(name, []).extend((record, due))
+                name = "" if key is None else f"{self._topic}.{partition_of(key, self._new)}"
+                to.setdefault(name if name in family else parent, []).extend((record, due))
             start += len(to.pop(parent, [])) // 2
             for name, words in to.items():
                 await self._step(name, "fill", "delayed", *words)
@@ -140,11 +146,10 @@ class _Growth:
 
     async def _announce(self) -> None:
         """The list of topics, and whoever waits for a change of who serves a group."""
-        before = (await self._client.command("HGET", keys.GROWN, self._topic) or b"").split()
-        if b"%d" % self._old not in before:
-            await self._client.command("HSET", keys.GROWN, self._topic, b" ".join((*before, b"%d" % self._old)))
-        await self._client.command("HSET", keys.TOPICS, self._topic, self._new)
-        await self._client.command("HDEL", keys.GROWING, self._topic)
+        for where, how, number in (
+            (keys.GROWN, "before", self._old), (keys.TOPICS, "more", self._new), (keys.GROWING, "done", self._new)
+        ):  # fmt: skip
+            await self._client.call("count", (where,), how, self._topic, number)
         for name, mode in await _groups(self._client, self._parents[0]):
             if mode == b"ordered":
                 changes = keys.members(self._topic, name).changes
@@ -166,16 +171,31 @@ async def _groups(client: Client, stream: str) -> list[tuple[str, bytes]]:
 
 
 async def drained(client: Client, stream: str, group: str) -> bool:
-    """Whether an ordered group may take up this partition: it is done with what its keys had in the parent. Raises as the client does."""
-    parent, fence = await client.command("HMGET", keys.partition(stream).packed, "parent", "fence")
-    if not parent:
-        return True
-    own = keys.group(stream, group)
-    if await client.command("HGET", own.record, "drained"):
-        return True
-    before = keys.group(parent.decode(), group)
+    """Whether an ordered group may take up this partition: it is done with what its keys had in the parent, and before in the parent's parent.
+
+    Raises as the client does.
+    """
+    own, at = keys.group(stream, group).record, stream
+    while not await client.command("HGET", keys.group(at, group).record, "drained"):
+        parent, fence = await client.command("HMGET", keys.partition(at).packed, "parent", "fence")
+        if not parent:
+            break
+        at = parent.decode()
+        if not await _is_done(client, at, group, fence):
+            return False
+    if at != stream:
+        await client.command("HSET", own, "drained", 1)
+    return True
+
+
+async def _is_done(client: Client, parent: str, group: str, fence: bytes) -> bool:
+    """Whether nothing before the fence is unsettled, or waits to be handled again."""
+    before = keys.group(parent, group)
     cursor = await client.command("HGET", before.record, "cursor")
-    if cursor is None or place_of(cursor) < place_of(fence):
+    if cursor is None or (
+        place_of(cursor) < place_of(fence)
+        and await client.command("XRANGE", parent, b"(" + cursor, fence, "COUNT", 1)  # what is trimmed is nobody's
+    ):
         return False
     after = "-"
     while page := await client.command("XRANGE", before.retry, after, "+", "COUNT", _PAGE):
@@ -183,7 +203,6 @@ async def drained(client: Client, stream: str, group: str) -> bool:
             if _is_before(fields, fence):
                 return False
         after = "(" + page[-1][0].decode()
-    await client.command("HSET", own.record, "drained", 1)
     return True
 
 

@@ -7,6 +7,8 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Final
 
+from msgspec import structs
+
 from headrace import limits
 from headrace.backends.contract import Subscription
 from headrace.backends.redis import retention
@@ -40,6 +42,8 @@ class Leases:
         self._client, self._sub, self._load, self._changed = client, subscription, load, changed
         self._lease_ms = int(subscription.lease_s * 1000)
         self._loop = asyncio.get_running_loop()
+        self._first_count = 0
+        """Partitions that there were when this began; 0: it has not."""
         self.held: dict[int, Holding] = {}
         self._tasks: dict[Holding, asyncio.Task[None]] = {}
         self._leaving: set[asyncio.Task[None]] = set()
@@ -52,6 +56,7 @@ class Leases:
 
     async def share(self, mine: list[int]) -> float:
         """Takes what is free of these partitions, gives back the others; returns the seconds until it is worth asking again."""
+        self._first_count = self._first_count or self._client.count(self._sub.route)
         for number, holding in list(self.held.items()):
             if number not in mine and not holding.leaving:
                 holding.leave()
@@ -69,7 +74,8 @@ class Leases:
         topic = self._sub.route.topic
         stream = topic if self._client.count(self._sub.route) == 1 else f"{topic}.{number}"
         holding = Holding(number, stream, self._sub.group)
-        await join(self._client, self._sub, stream)
+        late = number >= self._first_count  # the topic has got it since this began: it is read from its first event on
+        await join(self._client, structs.replace(self._sub, start="earliest") if late else self._sub, stream)
         if not await drained(self._client, stream, self._sub.group):
             return _DRAINED_S
         sent = self._loop.time()

@@ -44,7 +44,7 @@ def load_script(name: str, text: str | None = None) -> Script:
 
 _NAMES: Final = (
     *("publish", "join", "commit", "tend", "claim", "leave", "trim", "ledger", "move", "seek"),
-    *("advance", "lease", "members", "grow"),
+    *("advance", "lease", "members", "grow", "count"),
 )
 
 

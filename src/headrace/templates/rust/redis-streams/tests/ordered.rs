@@ -470,6 +470,46 @@ async fn what_a_server_has_forgotten_is_handled_again() {
     working.stop().await;
 }
 
+/// What the command `headrace partitions` writes: number, parent and fence of the new partitions.
+async fn grown(server: &Server, topic: &Topic, to: u32, children: &[(u32, &str, &str)]) {
+    let name = topic.name.as_ref();
+    for (number, parent, fence) in children {
+        let born = format!("HSET {{{name}.{number}}}:packed parent {parent} fence {fence}");
+        let _: usize = server.ask(&born).await;
+    }
+    for number in 0..to {
+        let _: usize = server.ask(&format!("HSET {{{name}.{number}}}:packed of {to} to {to}")).await;
+    }
+    let before = if to == 4 { "2" } else { "2 4" };
+    let mut call = cmd("HSET");
+    call.arg("headrace:grown").arg(name).arg(before);
+    let _: usize = Node::new(&server.url).unwrap().command(&call).await.unwrap();
+    let _: usize = server.ask(&format!("HSET headrace:topics {name} {to}")).await;
+}
+
+#[tokio::test]
+async fn a_key_that_moves_twice_waits_for_where_it_was_first() {
+    let (server, topic) = (Server::start().await, topic().partitions(2));
+    let name = topic.name.as_ref();
+    let of = |key: &String, count: u32| partition_of(key.as_bytes(), count);
+    let moved = (0..10_000).map(key).find(|key| (of(key, 2), of(key, 4), of(key, 8)) == (0, 2, 6)).unwrap();
+    let log = Log::new(&topic, Duration::ZERO);
+    let publisher = server.publisher();
+    publisher.publish(&topic, Record::new("flaky", "0").with_key(moved.as_str())).await.unwrap();
+    let fence: Vec<(String, Vec<(String, String)>)> = server.ask(&format!("XRANGE {name}.0 - +")).await;
+    let mut slow = ordered(&topic);
+    slow.retry.first = Duration::from_secs(1);
+    let working = Working::start(&server.url, slow, log.clone());
+    until("it has failed", async || log.begun() == 1).await;
+    grown(&server, &topic, 4, &[(2, &format!("{name}.0"), &fence[0].0)]).await;
+    grown(&server, &topic, 8, &[(6, &format!("{name}.2"), "0-0")]).await;
+    publisher.publish(&topic, Record::new("", "1").with_key(moved.as_str())).await.unwrap();
+    settled(&server, &topic.clone().partitions(8), 2, 0).await;
+    log.is_in_order(&server, &moved, 0..2).await;
+    assert_eq!(log.calls_of(&moved), [(0, 1), (0, 2), (0, 3), (1, 1)]);
+    working.stop().await;
+}
+
 #[tokio::test]
 async fn a_new_partition_waits_for_what_its_keys_had_before() {
     let (server, topic) = (Server::start().await, topic().partitions(2));
@@ -484,15 +524,7 @@ async fn a_new_partition_waits_for_what_its_keys_had_before() {
     slow.retry.first = Duration::from_secs(1);
     let working = Working::start(&server.url, slow, log.clone());
     until("it has failed", async || log.begun() == 1).await;
-    // What the command `headrace partitions` writes.
-    let _: usize =
-        server.ask(&format!("HSET {{{name}.2}}:packed of 4 to 4 parent {name}.0 fence {}", fence[0].0)).await;
-    for (number, parent) in [(0, ""), (1, ""), (3, "")] {
-        let _: usize =
-            server.ask(&format!("HSET {{{name}.{number}}}:packed of 4 to 4 parent {parent}")).await;
-    }
-    let _: usize = server.ask(&format!("HSET headrace:grown {name} 2")).await;
-    let _: usize = server.ask(&format!("HSET headrace:topics {name} 4")).await;
+    grown(&server, &topic, 4, &[(2, &format!("{name}.0"), &fence[0].0)]).await;
     publisher.publish(&topic, Record::new("", "1").with_key(moved.as_str())).await.unwrap();
     let four = topic.partitions(4);
     settled(&server, &four, 2, 0).await;

@@ -1,8 +1,8 @@
 //! One worker of a group: joins every partition of its topic, serves it, and hands back what is left when it stops.
 
 use std::collections::HashSet;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
@@ -17,7 +17,7 @@ use super::execute::dispatch;
 use super::handler::Handler;
 use super::ordered::Crew;
 use super::partition::stream_of;
-use super::place::{Place, Subscription};
+use super::place::{Place, Start, Subscription};
 use super::pulse::Pulse;
 use super::reader::Reader;
 use super::scripts::Script;
@@ -49,6 +49,8 @@ pub struct Worker<H> {
     pub(super) status: Status,
     /// Handlers that could begin now.
     pub(super) idle: Arc<Semaphore>,
+    /// Partitions that there were when it began.
+    first_count: OnceLock<u32>,
 }
 
 impl<H: Handler> Worker<H> {
@@ -73,7 +75,15 @@ impl<H: Handler> Worker<H> {
         }
         let idle = Arc::new(Semaphore::new(sub.concurrency));
         let (sub, handler) = (Arc::new(sub), Arc::new(handler));
-        Ok(Self { topics, sub, handler, observer, status: Status::default(), idle })
+        Ok(Self {
+            topics,
+            sub,
+            handler,
+            observer,
+            status: Status::default(),
+            idle,
+            first_count: OnceLock::new(),
+        })
     }
 
     /// How it is, also while it runs.
@@ -98,6 +108,14 @@ impl<H: Handler> Worker<H> {
             result = result.and(flat(ended));
         }
         result
+    }
+
+    /// How it joins a partition: one that the topic has got since this began is read from its first event on.
+    pub(super) fn joining(&self, number: u32, count: u32) -> Arc<Subscription> {
+        if number < *self.first_count.get_or_init(|| count) {
+            return Arc::clone(&self.sub);
+        }
+        Arc::new(Subscription { start: Start::Earliest, ..Subscription::clone(&self.sub) })
     }
 
     /// It serves its group from now on.
@@ -157,11 +175,12 @@ impl<H: Handler> Worker<H> {
         let topic = &self.sub.topic;
         self.topics.register(topic).await?;
         let count = if topic.partitions > 1 { self.topics.recount(topic).await? } else { 1 };
-        for stream in (0..count).map(|n| stream_of(&topic.name, n, count)) {
+        for number in 0..count {
+            let stream = stream_of(&topic.name, number, count);
             if joined.contains(&stream) {
                 continue;
             }
-            let (topics, sub) = (Arc::clone(&self.topics), Arc::clone(&self.sub));
+            let (topics, sub) = (Arc::clone(&self.topics), self.joining(number, count));
             let place =
                 Place::new(topics, sub, &stream, Arc::clone(&self.observer), self.status.pulse.clone());
             place.join(false).await?;

@@ -130,7 +130,8 @@ impl<H: Handler> Crew<H> {
         let (node, sub) = (self.worker.topics.node(), &self.worker.sub);
         let stream = stream_of(&sub.topic.name, number, count);
         let (keys, group) = (PartitionKeys::new(&stream), GroupKeys::new(&stream, &sub.group));
-        join(node, sub, &keys, &group, self.known.contains(&number)).await?;
+        let joining = self.worker.joining(number, count);
+        join(node, &joining, &keys, &group, self.known.contains(&number)).await?;
         if !drained(node, &keys, &group, &sub.group).await? {
             return Ok(Taken::NotYet(limits::DRAINED));
         }
