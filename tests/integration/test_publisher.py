@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from headrace import Closed, NotConnected, Overloaded, Refused, limits
 from headrace.backends.contract import Record, Route, Settlement, Subscription, Verdict
@@ -15,6 +19,7 @@ from headrace.backends.redis import retention
 from headrace.backends.redis.backend import RedisBackend
 from headrace.backends.redis.client import Client
 from headrace.backends.redis.publish import Publisher
+from headrace.embedded import cluster
 from headrace.settings import Durability, Settings
 from tests.servers import Server, require
 from tests.waiting import wait_until_async
@@ -362,3 +367,34 @@ def test_the_first_calls_of_a_program_keep_their_order_though_the_server_is_away
         assert bodies(server, name) == [b"%d" % n for n in range(len(calls))]
 
     playing(server, play)
+
+
+def fill_and_go_on(user: str, publisher: str, partitions: int) -> None:
+    """A topic is full of events that its group is done with and its worker would keep; its publisher makes room."""
+    route = Route("orders", partitions=partitions, cap_events=100)
+
+    async def run() -> None:
+        worker, backend = (RedisBackend(Settings(url=url, publish_wait_s=5.0)) for url in (user, publisher))
+        await asyncio.gather(worker.open(), backend.open())
+        feed = await worker.subscribe(Subscription(route, "g", "w"))
+        for _ in range(2):
+            await backend.publish(structs.replace(route, retain_events=0), [Record(b"x", key=b"k")] * 100)
+            handled = 0
+            while handled < 100:
+                handled += len(taken := await feed.take(100, 5.0))
+                assert not await feed.commit(taken)
+        await asyncio.gather(worker.aclose(), backend.aclose())
+
+    asyncio.run(run())
+
+
+def test_a_publisher_makes_room_with_the_rights_of_the_reference(server: Server) -> None:
+    reference = (Path(__file__).parents[2] / "docs/reference/wire.md").read_text()
+    server.command(*re.findall(r"ACL SETUSER worker [^`]*", reference)[0].split())
+    fill_and_go_on(server.url, server.url.replace("unix://", "unix://worker:secret@"), 1)
+
+
+def test_a_publisher_makes_room_in_a_cluster() -> None:
+    require("valkey")
+    with tempfile.TemporaryDirectory(prefix="hrp-") as root, cluster.start(Path(root) / "fleet") as fleet:
+        fill_and_go_on(fleet.url, fleet.url, 2)

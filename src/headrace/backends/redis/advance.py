@@ -119,19 +119,20 @@ class Advance:
     async def _send(self, holding: Holding) -> list[Unsettled]:
         settled, asides = self._cut(holding), holding.asides()
         kept = [(own, one) for own, one in asides if one.verdict is not Verdict.RETURN]
-        group = holding.keys
+        rich = [s for s in settled if isinstance(s, Settlement)] if holding.rich else []
+        writing, tokens = [*rich, *(one for _, one in kept)], [own.token for own, _ in kept]
+        group, apart = holding.keys, self._client.apart
+        if apart and (refused := settle.misplaced(writing, holding.stream, apart)):
+            return self._refuse(holding, settled, refused)
+        counts = settle.Counts(self._client.count)
+        writes = settle.Writes(self._sub.group, holding.stream, apart, counts, aside=True)
         try:
-            apart = self._client.apart
-            if apart and (refused := await self._send_elsewhere(holding, [*settled, *(one for _, one in kept)], apart)):
-                return self._refuse(holding, settled, refused)
+            for one in writing:
+                writes.add(one)
+            await self._send_elsewhere(holding, writes)
             if holding.lost:
                 holding.restore(settled)
                 return []
-            writes = settle.Writes(self._sub.group, holding.stream, self._client.apart, self._client.count, aside=True)
-            rich = [s for s in settled if isinstance(s, Settlement)] if holding.rich else []
-            tokens = [own.token for own, _ in kept]
-            for one in (*rich, *(one for _, one in kept)):
-                writes.add(one)
             for route in writes.routes:
                 await self._client.register(route)
             last = settled[-1] if settled else None
@@ -161,8 +162,7 @@ class Advance:
             raise
         if answer[0] == 2:  # noqa: PLR2004 - see scripts/advance.lua
             index, why = answer[1], answer[3].decode(errors="replace")
-            bad = rich[index] if index < len(rich) else kept[index - len(rich)][1]
-            return self._refuse(holding, settled, [Unsettled(bad, why)])
+            return self._refuse(holding, settled, [Unsettled(writing[index], why)])
         holding.cursor, holding.commits = cursor, answer[1]
         holding.rich = bool(holding.ready)
         holding.written(settled, asides)
@@ -200,23 +200,13 @@ class Advance:
                 holding.final.discard(delivery)
         return refused
 
-    async def _send_elsewhere(
-        self, holding: Holding, settled: Sequence[Settled], apart: Callable[[bytes, bytes], bool]
-    ) -> list[Unsettled]:
-        """Publishes the outputs that live on other servers, before their inputs are settled; returns those with effects that do."""
-        rich = [s for s in settled if isinstance(s, Settlement) and (s.outputs or s.effects)]
-        refused = settle.misplaced(rich, holding.stream, apart)
-        if refused:
-            return refused
-        outputs = settle.elsewhere(rich, self._sub.group, holding.stream, apart, self._client.count)
-        if outputs:
-            if (
-                self._loop.time() > holding.until
-            ):  # it may have been silent for too long: ask before anything is written
-                await self._leases.renew(holding)
-            for route, records in outputs:
-                await self._publish(route, records)
-        return []
+    async def _send_elsewhere(self, holding: Holding, writes: settle.Writes) -> None:
+        """Publishes the outputs that live on other servers, before their inputs are settled."""
+        outputs = settle.elsewhere([writes])
+        if outputs and self._loop.time() > holding.until and not await self._leases.renew(holding):
+            return  # it was silent for too long: it asked before anything is written, and another has the partition
+        for route, records in outputs:
+            await self._publish(route, records)
 
 
 def _entry(settled: Settled) -> bytes:

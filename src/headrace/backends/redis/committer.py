@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from itertools import chain
 from typing import Final
 
 from headrace.backends.contract import (
@@ -60,30 +62,25 @@ class Committer:
 
     async def commit(self, settled: Sequence[Settled]) -> list[Unsettled]:
         """See contract.Feed."""
-        misplaced: list[Unsettled] = []
-        if (apart := self._client.apart) is not None:
-            misplaced = await self._send_elsewhere(settled, apart)
-            if misplaced:
+        apart, misplaced = self._client.apart, list[Unsettled]()
+        if apart is not None:
+            own = [s for s in settled if isinstance(s, Settlement) and s.delivery.batch is not None]
+            if misplaced := settle.misplaced(own, self._stream, apart):
                 wrong = {id(m.settled) for m in misplaced}
                 settled = [s for s in settled if id(s) not in wrong]
-        calls, unsettled = self._sort(settled)
-        for hold, (plain, rich) in calls.items():
-            for call in settle.calls(plain, rich, self._writes):
+        by_hold, unsettled = self._sort(settled)
+        empty = partial(settle.Writes, self._sub.group, self._stream, apart, settle.Counts(self._client.count))
+        try:
+            calls = [(hold, call) for hold, both in by_hold.items() for call in settle.calls(*both, empty)]
+            for route, records in settle.elsewhere(writes for _, (_, _, writes) in calls):
+                await self._publish(route, records)
+            for hold, call in calls:
                 unsettled += await self._send(hold, *call)
+        finally:
+            for one in chain.from_iterable(rich for _, rich in by_hold.values()):
+                if type(one) is Pack:
+                    one.sending = False
         return misplaced + unsettled
-
-    def _writes(self) -> settle.Writes:
-        return settle.Writes(self._sub.group, self._stream, self._client.apart, self._client.count)
-
-    async def _send_elsewhere(self, settled: Sequence[Settled], apart: settle.Apart) -> list[Unsettled]:
-        """Publishes the outputs that live on other servers, before their inputs are settled; returns those with effects that do."""
-        rich = [s for s in settled if isinstance(s, Settlement) and s.delivery.batch is not None]
-        misplaced = settle.misplaced(rich, self._stream, apart)
-        wrong = {id(m.settled) for m in misplaced}
-        rich = [s for s in rich if id(s) not in wrong]
-        for route, records in settle.elsewhere(rich, self._sub.group, self._stream, apart, self._client.count):
-            await self._publish(route, records)
-        return misplaced
 
     def _sort(
         self, settled: Sequence[Settled]
@@ -115,6 +112,7 @@ class Committer:
             if not batch.complete:
                 self._begun.add(batch)
             elif not batch.sending:
+                batch.sending = True
                 by_hold.setdefault(batch.hold, ([], []))[1].append(batch)
         return by_hold, before
 
@@ -144,9 +142,6 @@ class Committer:
             *[d.token for d in plain], *[settle.token(r) for r in rich], *writes.words,
         ))  # fmt: skip
         hold.in_flight += count
-        packs = [r for r in rich if type(r) is Pack]
-        for batch in packs:
-            batch.sending = True
         try:
             _, lost, refused = await wire.send(packed)
         except ServerSaid as e:
@@ -157,8 +152,6 @@ class Committer:
             raise
         finally:
             hold.in_flight -= count
-            for batch in packs:
-                batch.sending = False
         why = {token: (place, text) for token, place, text in zip(*[iter(refused)] * 3, strict=True)}
         every = (*plain, *rich)
         self._release(hold, [r for r in every if settle.token(r) not in why] if why else every)
@@ -171,14 +164,14 @@ class Committer:
         for one in rich:
             if settle.token(one) in why:
                 place, text = why[settle.token(one)]
-                unsettled.append(Unsettled(self._at_fault(one, place), text.decode(errors="replace")))
+                unsettled.append(Unsettled(self._at_fault(one, writes, place), text.decode(errors="replace")))
         return unsettled
 
-    def _at_fault(self, rich: settle.Rich, place: int) -> Settled:
+    def _at_fault(self, rich: settle.Rich, writes: settle.Writes, place: int) -> Settled:
         """The settlement whose write cannot be made. The others of a packed entry wait until it is settled otherwise."""
         if isinstance(rich, Pack):
             self._begun.add(rich)
-            return rich.settled.pop(settle.at_fault(rich, self._writes, place))
+            return rich.settled.pop(settle.at_fault(rich, writes, place))
         return rich
 
     def _release(self, hold: Hold, settled: Sequence[Delivery | settle.Rich]) -> None:

@@ -372,7 +372,9 @@ class Publisher:
 
     async def _trim(self) -> None:
         try:
-            await retention.trim(self._client, self._route, self._stream, b"", limits.batch_records_max * 10)
+            await retention.trim(self._client, self._route, self._stream, None, limits.batch_records_max * 10)
+        except Refused as e:  # the publish is repeated anyway, but now only a worker can make room
+            log.warning("trimming %s, which is full: %s", self._stream, e)
         except BackendError as e:
             log.debug("trimming %s: %s", self._stream, e)  # it was only to make room; the publish is repeated anyway
 

@@ -22,9 +22,23 @@ _FIRST_PLACE = 6
 """Where the keys that writes name begin; the five before them are fixed."""
 
 
-def declared(route: Route) -> int:
-    """As many partitions as the program says."""
-    return route.partitions
+class Counts:
+    """How many partitions topics have, for one attempt of a commit: as it was when first asked, though they may grow meanwhile.
+
+    An attempt by a number that is not true any more ends in `Grew`, and nothing is written; the next one asks anew.
+    """
+
+    def __init__(self, count: Count = lambda route: route.partitions) -> None:
+        """`count` says how many there are now; without it, as many as the program declares."""
+        self._count = count
+        self._known: dict[str, int] = {}
+
+    def of(self, route: Route) -> int:
+        """How many a topic has."""
+        known = self._known.get(route.topic)
+        if known is None:
+            known = self._known[route.topic] = self._count(route)
+        return known
 
 
 Rich = Settlement | Pack
@@ -42,13 +56,16 @@ def token(entry: Delivery | Rich) -> bytes:
 
 
 class Writes:
-    """The writes of one call: words for ARGV, and the keys that they name by their place among KEYS."""
+    """The writes of one call: words for ARGV, and the keys that they name by their place among KEYS; and what has to be published before it.
+
+    Here alone is decided which outputs are which, once for each: one is among the words, or `elsewhere`, never both or neither.
+    """
 
     def __init__(
-        self, group: str, stream: str, apart: Apart | None, count: Count = declared, *, aside: bool = False
+        self, group: str, stream: str, apart: Apart | None, counts: Counts | None = None, *, aside: bool = False
     ) -> None:
         """None yet. `stream`: the partition that the inputs are from. `aside`: events to be handled again wait in the retry stream."""
-        self._count = count
+        self._counts = counts or Counts()
         self.group = group
         self._stream, self._apart, self._aside = stream.encode(), apart, aside
         self.keys: list[bytes] = []
@@ -56,11 +73,17 @@ class Writes:
         self.size = 0
         """Bytes of what they carry, about."""
         self.routes: list[Route] = []
-        """Topics that get an output."""
+        """Topics that get an output with the call."""
+        self.elsewhere: list[tuple[Route, Record]] = []
+        """Outputs whose partitions live on other servers, with identities that drop repeats: to be published before the call is sent."""
         self.retry_ms: int | None = None
         """When the first retry is due."""
         self._effects: dict[bytes, bytes] = {}
         self._outputs: dict[str, tuple[bytes, ...]] = {}
+
+    def anew(self) -> Writes:
+        """Others of the same attempt, none yet: each output goes where it would go here."""
+        return Writes(self.group, self._stream.decode(), self._apart, self._counts, aside=self._aside)
 
     def add(self, rich: Rich) -> None:
         """An entry: how many of its events are handled, how many there are, number of words, its writes in the order of their making."""
@@ -86,13 +109,17 @@ class Writes:
             self.size += sum(map(len, effect))
         for n, (route, record) in enumerate(settlement.outputs):
             identity = derived_id(delivery, self.group, n)
-            partitions = self._count(route)
+            partitions, given = self._counts.of(route), record.id or b""
             stream = stream_of(route, record, identity, partitions)
-            if self._apart is not None and self._apart(self._stream, stream.encode()):
-                continue  # published before, see `elsewhere`
+            if self._apart is not None:
+                if self._apart(self._stream, stream.encode()):
+                    self.elsewhere.append((route, structs.replace(record, id=given or identity)))
+                    continue
+                if partitions > 1:  # when the topic has grown, a repeat may meet it on another server
+                    given = given or identity
             head = self._outputs.get(stream) or self._place_route(route, stream, partitions)
             fields = fields_of(record, identity)
-            words += (*head, record.id or b"", due(record), b"%d" % len(fields), *fields)
+            words += (*head, given, due(record), b"%d" % len(fields), *fields)
             self.size += sum(map(len, fields))
         verdict, delay_ms = settlement.verdict, settlement.delay_ms
         if self._aside and verdict in (Verdict.RETRY, Verdict.RETURN):
@@ -134,18 +161,12 @@ def stream_of(route: Route, record: Record, identity: bytes, partitions: int) ->
     return f"{route.topic}.{partition_of(record.key or record.id or identity, partitions)}"
 
 
-def elsewhere(
-    settled: Iterable[Settlement], group: str, stream: str, apart: Apart, count: Count
-) -> list[tuple[Route, list[Record]]]:
-    """Outputs whose partitions live on other servers, with identities that drop repeats, by route."""
+def elsewhere(calls: Iterable[Writes]) -> list[tuple[Route, list[Record]]]:
+    """What has to be published before these calls are sent, by route."""
     by_topic: dict[str, tuple[Route, list[Record]]] = {}
-    for settlement in settled:
-        for n, (route, record) in enumerate(settlement.outputs):
-            identity = derived_id(settlement.delivery, group, n)
-            if apart(stream.encode(), stream_of(route, record, identity, count(route)).encode()):
-                by_topic.setdefault(route.topic, (route, []))[1].append(
-                    structs.replace(record, id=record.id or identity)
-                )
+    for writes in calls:
+        for route, record in writes.elsewhere:
+            by_topic.setdefault(route.topic, (route, []))[1].append(record)
     return list(by_topic.values())
 
 
@@ -167,12 +188,12 @@ def misplaced(settled: Iterable[Settlement], stream: str, apart: Apart) -> list[
     return out
 
 
-def at_fault(pack: Pack, writes: Callable[[], Writes], place: int) -> bytes:
-    """The token of the event of a packed entry whose writes hold the word at `place` (from 0) of all its writes."""
+def at_fault(pack: Pack, writes: Writes, place: int) -> bytes:
+    """The token of the event of a packed entry, sent with `writes`, that the word at `place` (from 0) of all the entry's writes is of."""
     end = 0
     for name, one in pack.settled.items():
         if isinstance(one, Settlement):
-            own = writes()
+            own = writes.anew()
             own.add(one)
             end += len(own.words) - 3
             if place < end:
