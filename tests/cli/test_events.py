@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 import pytest
 
 from headrace import limits
+from headrace.backends.redis.client import Client
+from headrace.cli.exits import NO_SERVER
 from tests.cli.shell import Result, line_of, run, running, say
 from tests.servers import Server, wait_for
 
@@ -279,6 +282,35 @@ def test_replay_of_a_range(orders: Server) -> None:
         "replayed": 3,
     }
     assert orders.command("XLEN", "{orders}:retry:billing") == 3
+
+
+@pytest.mark.parametrize("calls", [0, 1, 7])
+def test_a_replay_that_is_cut_off_says_where_to_go_on(
+    orders: Server, monkeypatch: pytest.MonkeyPatch, calls: int
+) -> None:
+    """The server dies before the next hundred; what is said to be copied is, and nothing else."""
+    for n in range(2_000):
+        orders.command("XADD", "orders", "*", "id", f"x{n}", "data", "{}")
+    call, moves = Client.call, itertools.count()
+
+    async def cut(self: Client, name: str, keys: tuple[bytes, ...], *words: bytes | str | float) -> Any:
+        if name == "move" and next(moves) == calls:
+            orders.kill()
+        return await call(self, name, keys, *words)
+
+    monkeypatch.setattr(Client, "call", cut)
+    result = say("replay", "orders", "billing", "--from", "0-0", "--to", "now")
+    assert result.code == NO_SERVER
+    monkeypatch.undo()
+    orders.start()
+    copied = orders.command("XLEN", "{orders}:retry:billing")
+    assert copied == calls * 100
+    said = f"replayed {copied} events before it ended; to go on: --from "
+    assert said in result.err
+    onward = result.err.partition(said)[2].split()[0]
+    again = say("replay", "orders", "billing", "--from", onward, "--to", "now", "--url", orders.url)
+    assert again.code == 0
+    assert orders.command("XLEN", "{orders}:retry:billing") == 2_007
 
 
 def test_dead_replay_of_many_does_not_run_for_ever(orders: Server) -> None:

@@ -245,6 +245,68 @@ def test_torn_tail_is_repaired(home: Path, cut_bytes: int) -> None:
         assert command(server, "GET", "after") == "$1\r\n1\r\n"
 
 
+def killed_with_data(home: Path, count: int = 50) -> Path:
+    """Everything is killed after so many writes and a transaction; the file that holds them."""
+    with start(home) as server:
+        command(server, "EVAL", "redis.call('SET', 'k0', '1') redis.call('SET', 'k1', '2')", "0")
+        for n in range(count):
+            command(server, "SET", f"k{n}", "value")
+        command(server, "EVAL", "redis.call('SET', 'a', '1') redis.call('SET', 'b', '2')", "0")
+        pid = server.pid()
+        os.kill(keeper_pid(home), signal.SIGSTOP)  # so that it cannot put a new server in between
+        os.kill(pid, signal.SIGKILL)
+        kill_keeper(home)
+    wait_until(lambda: not alive(pid), "the server is gone")
+    return newest_data(home)
+
+
+@pytest.mark.parametrize("zeros", [1, 200, 70_000])
+@pytest.mark.parametrize("cut_bytes", [0, 5, 17, 40])
+def test_zeros_behind_a_torn_tail_are_cut_off(home: Path, cut_bytes: int, zeros: int) -> None:
+    """A file system that lost its power leaves zeros where the data had no time to arrive."""
+    data = killed_with_data(home)
+    whole = data.stat().st_size
+    os.truncate(data, whole - cut_bytes)
+    os.truncate(data, whole + zeros)
+    with start(home) as server:
+        assert command(server, "DBSIZE") == (":50\r\n" if cut_bytes else ":52\r\n")
+        assert command(server, "SET", "after", "1") == "+OK\r\n"
+        assert len(list(home.glob("cut-*"))) == 1
+
+
+DAMAGE: dict[str, tuple[bytes, bytes]] = {
+    "no length": (b"$3\r\nk20", b"#3\r\nk20"),
+    "too short": (b"$3\r\nk20", b"$1\r\nk20"),
+    "too long": (b"$3\r\nk20", b"$9\r\nk20"),
+    "longer than the file": (
+        b"$5\r\nvalue\r\n*3\r\n$3\r\nSET\r\n$3\r\nk20",
+        b"$5000000\r\nvalue\r\n*3\r\n$3\r\nSET\r\n$3\r\nk20",
+    ),
+    "more words": (b"*3\r\n$3\r\nSET\r\n$3\r\nk20", b"*7\r\n$3\r\nSET\r\n$3\r\nk20"),
+    "no command": (b"*3\r\n$3\r\nSET\r\n$3\r\nk20", b"+3\r\n$3\r\nSET\r\n$3\r\nk20"),
+    "no line end": (b"*3\r\n$3\r\nSET\r\n$3\r\nk20", b"*3\0\n$3\r\nSET\r\n$3\r\nk20"),
+    "zeros": (b"*3\r\n$3\r\nSET\r\n$3\r\nk20", bytes(22)),
+    "a transaction that does not end": (b"$4\r\nEXEC", b"$4\r\nEXAC"),
+}
+
+
+@pytest.mark.parametrize("what", DAMAGE)
+def test_damage_in_the_middle_is_told_and_nothing_is_cut(home: Path, what: str) -> None:
+    """What was acknowledged is behind it: the error says where it is and what can be done, and the file is as it was."""
+    data = killed_with_data(home)
+    sound, broken = DAMAGE[what]
+    assert sound in data.read_bytes()
+    data.write_bytes(damaged := data.read_bytes().replace(sound, broken, 1))
+    with pytest.raises(NotConnected, match=r"is damaged at byte \d+ of \d+[\s\S]*Nothing was changed") as told:
+        start(home)
+    assert data.read_bytes() == damaged
+    assert list(home.glob("cut-*")) == []
+    by_hand = str(told.value).partition("or run `")[2].partition("`")[0]
+    subprocess.run(by_hand, shell=True, input=b"y\n", check=True, capture_output=True)  # noqa: S602 - that is what the person is told
+    with start(home) as server:
+        assert command(server, "GET", "k10") == ("$-1\r\n" if "transaction" in what else "$5\r\nvalue\r\n")
+
+
 def test_options_hold_for_one_run(home: Path) -> None:
     """Extra settings reach the server, are not silently ignored by a running one, and are forgotten afterwards."""
     with start(home, options={"appendfsync": "everysec"}) as server:
@@ -321,6 +383,13 @@ def test_installed_server(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
     with start(home) as server:
         assert command(server, "GET", "k") == "$1\r\nv\r\n"
         assert command(server, "GET", "torn") == ("$-1\r\n")
+        command(server, "SET", "last", "v")
+        pid = server.pid()
+        kill_keeper(home)
+        wait_until(lambda: not alive(pid), "the server followed its keeper")
+    data.write_bytes(data.read_bytes().replace(b"$1\r\nk\r\n", b"$7\r\nk\r\n"))
+    with pytest.raises(NotConnected, match=r"is damaged at byte \d+ of"):
+        start(home)
 
 
 def test_directory_is_a_file(tmp_path: Path) -> None:

@@ -340,6 +340,24 @@ def test_what_was_never_ready_is_begun_anew(place: Path) -> None:
         assert len(primaries(fleet)) == 3
 
 
+def test_damaged_data_of_one_server_is_told(flavour_only: str, place: Path) -> None:
+    """No start cuts away what was acknowledged: the fleet says where the damage is, and begins once that is mended."""
+    del flavour_only
+    with cluster.start(place, primaries=3, replicas=0) as fleet, of_cluster(fleet) as client:
+        expected = written(client)
+        data = max((fleet.nodes[0].directory / "appendonlydir").glob("*.incr.aof"))
+        at = data.read_bytes().index(b"\r\n$3\r\nSET") + 2
+        fleet.nodes[0].kill()
+    sound = data.read_bytes()
+    data.write_bytes(damaged := sound[:at] + b"#" + sound[at + 1 :])
+    with pytest.raises(NotConnected, match=r"server-1 does not start.*is damaged at byte \d+ of"):
+        cluster.start(place, primaries=3, replicas=0)
+    assert data.read_bytes() == damaged
+    data.write_bytes(sound)
+    with cluster.start(place, primaries=3, replicas=0) as fleet, of_cluster(fleet) as client:
+        assert keys(client) == expected
+
+
 def test_another_shape_or_a_taken_port_is_refused(place: Path) -> None:
     """The directory says what the fleet is; nothing is started over it, and it is as it was afterwards."""
     with cluster.start(place, primaries=3) as fleet, of_cluster(fleet) as client:

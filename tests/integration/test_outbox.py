@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from msgspec import Struct
+from msgspec import Struct, structs
 from sqlalchemy import create_engine, text
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
@@ -258,6 +258,53 @@ def test_rows_in_doubt_for_longer_than_ids_are_remembered_stop_the_relay(live: S
         async with shop.relaying():
             await shop.emptied()
         assert sent(live) == {"ann": [0]}
+
+    playing(live, database, play)
+
+
+@pytest.mark.parametrize("database", ["asyncpg", "sqlite"], indirect=True)
+def test_an_outage_longer_than_ids_are_remembered_leaves_nothing_in_doubt(live: Server, database: Database) -> None:
+    """What could not be sent is sent when the server is back; what may have been sent before the outage stays in doubt."""
+
+    async def play(shop: Shop) -> None:
+        routes = {"orders": structs.replace(shop.orders.route, id_window_s=2.0)}
+        async with database.transaction() as session:
+            await shop.orders.publish(Order(0, "ann"), sql=session)
+        relay = Relay(database.outbox, shop.app.backend(), routes)
+        task = asyncio.ensure_future(relay.run())
+        await shop.emptied()
+        await asyncio.to_thread(live.kill)
+        async with database.transaction() as session:
+            await shop.orders.publish(Order(1, "ann"), sql=session)
+        await asyncio.sleep(3.5)  # the outage itself
+        assert await asyncio.to_thread(database.one, "SELECT doubt_last FROM headrace_outbox_relay") is None
+        await asyncio.to_thread(live.start)
+        await shop.emptied()
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        assert sent(live) == {"ann": [0, 1]}
+
+        class Torn:
+            """Its answers are lost from now on."""
+
+            async def reach(self, route: Route) -> None:
+                await shop.app.backend().reach(route)  # type: ignore[attr-defined]  # of Redis
+
+            async def publish(self, route: Route, records: list[Record]) -> None:
+                await shop.app.backend().publish(route, records)
+                await asyncio.to_thread(live.kill)
+                raise NotConnected("the answer was lost")
+
+        async with database.transaction() as session:
+            await shop.orders.publish(Order(2, "ann"), sql=session)
+        relay = Relay(database.outbox, Torn(), routes)  # type: ignore[arg-type]
+        task = asyncio.ensure_future(relay.run())
+        await asyncio.sleep(3.5)
+        assert not task.done()
+        await asyncio.to_thread(live.start)
+        with pytest.raises(Refused, match="longer than topic orders remembers ids"):
+            await task
+        assert sent(live) == {"ann": [0, 1, 2]}
 
     playing(live, database, play)
 

@@ -212,3 +212,32 @@ def test_only_what_is_committed_is_upgraded(tmp_path: Path) -> None:
     (tmp_path / "new").write_text("x")
     with pytest.raises(ConfigurationError, match="not committed"):
         upgrade.check_clean(tmp_path)
+
+
+def _commits(where: Path, *words: str) -> None:
+    for line in (("init", "-q"), ("add", "."), words, ("-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm1")):
+        subprocess.run(["git", "-C", where, *line], check=True)
+
+
+@pytest.mark.parametrize(
+    ("rule", "count"), [("", 0), ("shop/", 4), ("*.toml", 1), (".headrace/", 2), ("mine", 0)], ids=str
+)
+def test_what_git_ignores_is_not_committed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rule: str, count: int
+) -> None:
+    """A folder that an outer repository ignores looks clean to `git status`; so does a file that a rule of the user's hits."""
+    root = tmp_path / "shop"
+    root.mkdir()
+    project = Project(root, monkeypatch)
+    project.generated(**{"a.toml": File(text()), "b é.py": File(text()), "mine": File(text(), seeded=True)})
+    (tmp_path / ".gitignore").write_text(f"{rule}\n.venv\n")
+    (root / ".venv").mkdir()
+    (root / ".venv" / "of nobody").write_text("x")
+    _commits(tmp_path, "status", "-s")
+    if count:
+        with pytest.raises(
+            ConfigurationError, match=rf"git ignores {count} of the generated files .*commit them.*--allow-dirty"
+        ):
+            upgrade.check_clean(root)
+        _commits(tmp_path, "add", "--force", "shop")
+    upgrade.check_clean(root)

@@ -301,8 +301,8 @@ class Letter(Struct, frozen=True):
 class Inspector(Protocol):
     """What operators see and do. Apart from `Backend`, and optional: CLI and console share it.
 
-    A topic of several partitions is counted as a whole by `topics`, `groups` and `leases`, and begun anew as a whole by `seek`; everything
-    else is about one of its partitions, which is named in place of the topic: `orders.3`.
+    A topic of several partitions is counted as a whole by `topics`, `groups` and `leases`, and begun anew as a whole by `seek`; `groups`
+    and `leases` take one of its partitions too, and everything else is about one, which is named in place of the topic: `orders.3`.
     Raises NotConnected, Refused (unknown topic or group: says which exist), Closed.
     """
 
@@ -311,11 +311,11 @@ class Inspector(Protocol):
         ...
 
     async def groups(self, topic: str | None = None) -> Sequence[GroupInfo]:
-        """Every group of one topic, or of all."""
+        """Every group of one topic or partition, or of all topics."""
         ...
 
     async def leases(self, topic: str, group: str) -> Sequence[Lease]:
-        """Who has which partition, by number; none in shared mode."""
+        """Who has which partition, by number, or who has the one that is named; none in shared mode."""
         ...
 
     async def pending(self, topic: str, group: str, count: int = 100) -> Sequence[Held]:

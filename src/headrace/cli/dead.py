@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 
 from headrace import limits
 from headrace.backends.contract import Inspector, Letter
+from headrace.backends.partition import streams
 from headrace.cli import letters, moments, output
 from headrace.cli.command import Command, add_group, add_server, add_topic, confirm, count
 from headrace.cli.exits import OK
@@ -29,7 +30,9 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
             sub.add_argument("--count", metavar="N", type=count, default=100, help="at most this many (100)")
         else:
             sub.add_argument("tokens", metavar="TOKEN", nargs="*", help="as printed by `headrace dead list`")
-            sub.add_argument("--all", action="store_true", help="every dead letter that is there now")
+            sub.add_argument(
+                "--all", action="store_true", help="every dead letter that is there now, of all partitions of TOPIC"
+            )
         if act == "drop":
             sub.add_argument("--yes", action="store_true", help="confirm: there is no way back")
         add_server(sub)
@@ -70,30 +73,43 @@ def _row(letter: Letter) -> tuple[str, ...]:
 
 async def _show(inspector: Inspector, args: argparse.Namespace) -> int:
     shown = 0
-    async for page in _chosen(inspector, args):
+    async for place, page in _chosen(inspector, args):
+        partition = place if place != args.topic else ""
         for letter in page:
             if args.json:
-                output.json_line(letters.machine(letter))
+                output.json_line(letters.machine(letter, partition))
             else:
                 if shown:
                     output.line("")
-                letters.full(letter)
+                letters.full(letter, partition)
             shown += 1
     return OK
 
 
-async def _chosen(inspector: Inspector, args: argparse.Namespace) -> AsyncIterator[Sequence[Letter]]:
-    """The letters of the given tokens, or all of them. Raises Refused when there is none of a given token."""
-    if args.all:
-        async for page in letters.pages(lambda after, n: inspector.dead(args.topic, args.group, after, n), "-"):
-            yield page
+async def _places(inspector: Inspector, args: argparse.Namespace) -> list[tuple[str, int]]:
+    """Where --all looks: the topic, or each of its partitions, with how many letters there are now. Raises Refused."""
+    counts = {t.topic: t.partitions for t in await inspector.topics()}
+    places = streams(args.topic, counts.get(args.topic, 1))
+    found = [(p, g.dead) for p in places for g in await inspector.groups(p) if g.group == args.group]
+    return found or [(p, 0) for p in places]  # the group is unknown, which the first look at its letters says
+
+
+def _letters(inspector: Inspector, place: str, group: str) -> AsyncIterator[Sequence[Letter]]:
+    return letters.pages(lambda after, n: inspector.dead(place, group, after, n), "-")
+
+
+async def _chosen(inspector: Inspector, args: argparse.Namespace) -> AsyncIterator[tuple[str, Sequence[Letter]]]:
+    """The letters of the given tokens, or all of them, and where they are. Raises Refused when there is none of a given token."""
+    for place, _ in await _places(inspector, args) if args.all else ():
+        async for page in _letters(inspector, place, args.group):
+            yield place, page
     for token in args.tokens:
         page = await inspector.dead(args.topic, args.group, moments.before(token), 1)
         if not page or page[0].token != token:
             raise Refused(
                 f"group {args.group} of {args.topic} has no dead letter {token}: it was replayed or dropped, or never was"
             )
-        yield page
+        yield args.topic, page
 
 
 async def _move(inspector: Inspector, args: argparse.Namespace) -> int:
@@ -101,9 +117,9 @@ async def _move(inspector: Inspector, args: argparse.Namespace) -> int:
     progress = output.Progress(verb)
     asked = moved = 0
     try:
-        async for tokens in _batches(inspector, args):
+        async for place, tokens in _batches(inspector, args):
             asked += len(tokens)
-            moved += await act(args.topic, args.group, tokens)
+            moved += await act(place, args.group, tokens)
             progress.show(moved)
     finally:
         progress.end()
@@ -115,22 +131,22 @@ async def _move(inspector: Inspector, args: argparse.Namespace) -> int:
     return OK
 
 
-async def _batches(inspector: Inspector, args: argparse.Namespace) -> AsyncIterator[Sequence[str]]:
-    """Tokens to move, as many at a time as one call takes.
+async def _batches(inspector: Inspector, args: argparse.Namespace) -> AsyncIterator[tuple[str, Sequence[str]]]:
+    """Where letters are and which to move, as many at a time as one call takes.
 
     For --all: what is there at the start, and no more, or letters that die again at once would be replayed for ever.
     """
     step = limits.batch_records_max
     if not args.all:
         for start in range(0, len(args.tokens), step):
-            yield args.tokens[start : start + step]
+            yield args.topic, args.tokens[start : start + step]
         return
-    left = next((g.dead for g in await inspector.groups(args.topic) if g.group == args.group), 0)
-    async for page in letters.pages(lambda after, n: inspector.dead(args.topic, args.group, after, n), "-"):
-        if left <= 0:
-            return
-        yield [letter.token for letter in page[:left]]
-        left -= len(page)
+    for place, left in await _places(inspector, args):
+        async for page in _letters(inspector, place, args.group):
+            if left <= 0:
+                break
+            yield place, [letter.token for letter in page[:left]]
+            left -= len(page)  # noqa: PLW2901 - counts down
 
 
 COMMANDS = {"dead": Command(_arguments, _dead)}

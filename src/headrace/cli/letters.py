@@ -43,9 +43,13 @@ def preview(data: bytes) -> str:
     return text if len(text) <= _PREVIEW else text[: _PREVIEW - 1] + "…"
 
 
-def machine(letter: Letter) -> dict[str, Any]:
-    """For scripts: the fields of `Letter`. `data` is the JSON that was published; data that is not JSON is in `data_base64` instead."""
-    out: dict[str, Any] = {"token": letter.token, "attributes": letter.attributes}
+def machine(letter: Letter, partition: str = "") -> dict[str, Any]:
+    """For scripts: the fields of `Letter`. `data` is the JSON that was published; data that is not JSON is in `data_base64` instead.
+
+    `partition`: where it is, if the command did not name that.
+    """
+    out: dict[str, Any] = {"partition": partition} if partition else {}
+    out |= {"token": letter.token, "attributes": letter.attributes}
     try:
         msgspec.json.decode(letter.data)
     except (msgspec.DecodeError, UnicodeDecodeError):
@@ -55,8 +59,10 @@ def machine(letter: Letter) -> dict[str, Any]:
     return out | {"reason": letter.reason} if letter.reason else out
 
 
-def full(letter: Letter) -> None:
-    """Prints everything about an event, for people."""
+def full(letter: Letter, partition: str = "") -> None:
+    """Prints everything about an event, for people; `partition` as above."""
+    if partition:
+        output.line(f"partition: {partition}")
     output.line(f"token: {letter.token}")
     output.line(f"time: {moments.said(moments.token_ms(letter.token))}")
     for name, value in letter.attributes.items():

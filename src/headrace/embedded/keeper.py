@@ -16,6 +16,7 @@ import fcntl
 import json
 import os
 import re
+import runpy
 import select
 import shutil
 import signal
@@ -122,7 +123,7 @@ def repair(directory: Path, plan: Plan) -> str:
 
     Without it a server may keep half a transaction and glue the next writes to it. Only the newest file can be torn:
     the older ones were complete before it was begun, so damage there is left for the server to refuse.
-    What is cut is saved as `cut-TIME-NAME` first. Raises OSError or RuntimeError.
+    What is cut is saved as `cut-TIME-NAME` first. Raises OSError, RuntimeError (among others for damage that no unclean stop leaves).
     """
     for leftover in directory.glob("temp-*"):  # half a rewrite that died with its server
         leftover.unlink(missing_ok=True)
@@ -134,28 +135,9 @@ def repair(directory: Path, plan: Plan) -> str:
     newest = manifest.parent / max(listed, key=lambda found: int(found[1]))[0]
     if not newest.exists() or newest.stat().st_size == 0:
         return ""
-    verdict = _check(plan, newest)
-    if verdict.returncode == 0:
-        return ""
-    good = re.search(r"ok_up_to=(\d+)", verdict.stdout)
-    if good is None:
-        raise RuntimeError(f"the data file {newest} could not be checked: {verdict.stdout.strip()[-300:]}")
-    saved = directory / f"cut-{time.time_ns()}-{newest.name}"
-    with newest.open("rb") as source, saved.open("wb") as target:
-        source.seek(int(good[1]))
-        shutil.copyfileobj(source, target)
-    verdict = _check(plan, newest, "--fix")
-    if verdict.returncode != 0:
-        raise RuntimeError(f"the data file {newest} could not be repaired: {verdict.stdout.strip()[-300:]}")
-    return f"{newest.name}: {saved.stat().st_size} bytes of an unfinished write cut off, saved as {saved.name}"
-
-
-def _check(plan: Plan, path: Path, *flags: str) -> subprocess.CompletedProcess[str]:
-    """Run the server's own checker, answering its question with yes."""
-    words = [plan.checker, *flags, str(path)]
-    return subprocess.run(  # noqa: S603 - the server's own binary
-        words, executable=plan.binary, input="y\n", capture_output=True, text=True, errors="replace", check=False
-    )
+    own = runpy.run_path(str(Path(__file__).with_name("tail.py")))  # by path, as this file is
+    said: str = own["mend"](newest, directory, plan.binary, plan.checker)
+    return said
 
 
 def say(line: str) -> None:

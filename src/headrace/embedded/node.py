@@ -12,6 +12,7 @@ Files in its directory (mode 0700):
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import signal
@@ -62,6 +63,7 @@ class Node:
         self._wanted = False
         self._failures = 0
         self._launched_at = self._launch_at = 0.0
+        self._said = ""
 
     def __repr__(self) -> str:
         """For messages of tests: `server-1 (primary, port 21000)`."""
@@ -194,7 +196,8 @@ class Node:
                 return
             try:
                 self._spawn(wait_s=0.0)
-            except Fatal:  # the next turn tries again: what it is about may pass
+            except Fatal as failure:  # the next turn tries again: what it is about may pass
+                self._say(str(failure))
                 self._failures += 1
                 self._launch_at = now + keeper.pause_max_s
 
@@ -232,12 +235,12 @@ class Node:
         plan, log = self._crew.plan, self.directory / "server.log"
         if log.exists() and log.stat().st_size > server.log_bytes_max:
             log.replace(f"{log}.1")
+        if cut:
+            self._say(cut)
         words = [plan.binary, str(self.directory / "server.conf")]
         if self._role == SENTINEL:
             words.append("--sentinel")
         with os.fdopen(os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "w") as said:
-            if cut:
-                print(f"headrace: {cut}", file=said, flush=True)
             return subprocess.Popen(  # noqa: S603 - this interpreter, a file of this package, and the binary that was found
                 [sys.executable, "-I", "-S", guard.__file__, str(os.getpid()), plan.preload, *words],
                 stdin=subprocess.DEVNULL,
@@ -247,6 +250,16 @@ class Node:
                 pass_fds=(gate,),
                 start_new_session=True,  # Ctrl-C at the terminal is for the program, which stops the servers in order
             )
+
+    def _say(self, line: str) -> None:
+        """A line of ours in the server's log, unless it is the last one that we said. Raises nothing: a disk may be full."""
+        if line == self._said:
+            return
+        with contextlib.suppress(OSError):
+            log = os.open(self.directory / "server.log", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+            with os.fdopen(log, "w") as file:
+                print(f"headrace: {line}", file=file)
+            self._said = line
 
 
 def wait_for_former(directory: Path, wait_s: float) -> int:

@@ -66,6 +66,10 @@ _REMEDIES: Final = (
     ("Bad file format", "The data is damaged: restore it from a copy, or set HEADRACE_HOME to another directory."),
     ("CONFIG", "The server does not accept one of its settings: correct the options, or install a newer server."),
     ("earlier server", "End that server, then start again."),
+    (
+        "is damaged at byte",
+        "To begin without this data, and leave it as it is, set HEADRACE_HOME to another directory.",
+    ),
 )
 """What a log says, and what to do about it."""
 

@@ -1,7 +1,8 @@
 """Moves events from the outbox to their topics, in the order of their rows, each once.
 
 One relay at a time is at work, by a lease in the database; others wait for it to end. Before a batch is sent its rows are noted as in doubt,
-and after it they are deleted. A relay that dies in between leaves the note; the next one sends the same rows with the same ids, and the
+and after it they are deleted. While the server does not answer no row is touched, so an outage leaves only what was on its way when it
+began in doubt. A relay that dies in between leaves the note; the next one sends the same rows with the same ids, and the
 topic drops what it has. If more time has passed than the topic remembers ids, nobody can tell: then it stops and says which rows they are.
 """
 
@@ -13,7 +14,7 @@ import logging
 import secrets
 from collections.abc import Callable, Mapping
 from itertools import groupby
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Protocol, TypeVar, runtime_checkable
 
 from msgspec import Struct, structs
 from sqlalchemy import Connection, delete, exc, func, literal_column, select, update
@@ -35,6 +36,15 @@ _NOW: Final[dict[str, Any]] = {
 }
 _DONE: Final[Any] = literal_column("pg_snapshot_xmin(pg_current_snapshot())::text::bigint")
 """PostgreSQL: every transaction with a lower number has ended."""
+
+
+@runtime_checkable
+class Reachable(Protocol):
+    """A backend that can be asked whether its server is there."""
+
+    async def reach(self, route: Route) -> None:
+        """Returns when whoever has a part of the topic has answered; writes nothing. Raises NotConnected, Overloaded, Refused, Closed."""
+        ...
 
 
 class Load(Struct, frozen=True):
@@ -81,6 +91,10 @@ class Relay:
 
     async def _send_some(self) -> bool:
         """Sends a batch; whether there may be more at once."""
+        if isinstance(self._backend, Reachable):
+            for topic in await self._do(self._next):
+                if topic in self._routes:
+                    await self._backend.reach(self._routes[topic])
         sent_at = asyncio.get_running_loop().time()
         load = await self._do(self._take)
         if load is None or not load.rows:
@@ -107,6 +121,11 @@ class Relay:
     def _do_here(self, step: Callable[[Connection], T]) -> T:
         with self._outbox.engine.begin() as connection:  # type: ignore[union-attr]  # not an AsyncEngine
             return step(connection)
+
+    def _next(self, connection: Connection) -> list[str]:
+        """Topics of the rows that are next, or soon: nothing is noted."""
+        first = select(self._table.c.topic).order_by(self._table.c.id).limit(limits.relay_records).subquery()
+        return list(connection.scalars(select(first.c.topic).distinct()))
 
     def _take(self, connection: Connection) -> Load | None:
         """Takes the lease, reads what can be sent, notes it as in doubt. None: another relay is at work."""

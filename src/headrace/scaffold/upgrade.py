@@ -103,18 +103,34 @@ def apply(root: Path, upgrade: Upgrade) -> None:
 
 def check_clean(root: Path) -> None:
     """Raises ConfigurationError unless everything is committed: only then nothing can be lost."""
+    if _asked(root, "status", "--porcelain", "--untracked-files=normal", "--", "."):
+        raise ConfigurationError(f"{root} has changes that are not committed; commit them, or say --allow-dirty")
+    names = [f":(literal){path}" for path in _recorded(Folder(root))]
+    ignored = _asked(root, "ls-files", "-z", "--others", "--ignored", "--exclude-standard", "--", *names).split("\0")
+    if count := len(ignored) - 1:
+        raise ConfigurationError(
+            f"git ignores {count} of the generated files of {root} ({ignored[0]}{', ...' if count > 1 else ''}), so they are not committed; "
+            "say so in .gitignore no more, or `git add --force` them, and commit them; or say --allow-dirty"
+        )
+
+
+def _recorded(folder: Folder) -> list[str]:
+    """What an upgrade may write over or remove."""
+    if folder.read(record.BASE) is None:
+        return [record.BASE]
+    return [record.LOCK, record.BASE, *(path for path, file in record.recall(folder)[1].items() if not file.seeded)]
+
+
+def _asked(root: Path, *words: str) -> str:
+    """What git says. Raises ConfigurationError if it cannot."""
     said = subprocess.run(  # noqa: S603 - our own words, no shell
-        [_git(), "-C", root, "status", "--porcelain", "--untracked-files=normal", "--", "."],
-        capture_output=True,
-        text=True,
-        check=False,
+        [_git(), "-C", root, *words], capture_output=True, text=True, check=False
     )
     if said.returncode:
         raise ConfigurationError(
             f"git cannot say whether everything is committed ({said.stderr.strip()}); commit it to a repository, or say --allow-dirty"
         )
-    if said.stdout:
-        raise ConfigurationError(f"{root} has changes that are not committed; commit them, or say --allow-dirty")
+    return said.stdout
 
 
 def _git() -> str:

@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from headrace import limits
 from headrace.backends.contract import Features, Feed, Record, Route, Subscription
 from headrace.backends.effects import EFFECTS
-from headrace.backends.partition import partition_of
+from headrace.backends.partition import partition_of, streams
 from headrace.backends.redis import durability, keys
 from headrace.backends.redis.client import Client
+from headrace.backends.redis.connection import pack
 from headrace.backends.redis.fan_in import FanIn
 from headrace.backends.redis.node import Script
 from headrace.backends.redis.ordered import OrderedFeed
@@ -174,6 +175,14 @@ class RedisBackend:
             await self.client.call("tend", (own.stream, own.delayed), b"", 0, limits.batch_records_max)
         except BackendError as e:
             log.debug("appending delayed records of %s: %s; a worker does it with its next heartbeat", stream, e)
+
+    async def reach(self, route: Route) -> None:
+        """See once/relay.py: every server that has a partition of the topic answers now."""
+        if self._closed:
+            raise Closed("the app was closed")
+        names = streams(route.topic, self.client.count(route))
+        wires = {await self.client.wire(keys.partition(name).stream) for name in names}
+        await asyncio.gather(*(wire.send(pack(("PING",))) for wire in wires))
 
     async def subscribe(self, subscription: Subscription) -> Feed:
         """See contract.Backend."""

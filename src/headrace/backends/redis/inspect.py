@@ -11,6 +11,8 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
+from msgspec import structs
+
 from headrace.backends.contract import GroupInfo, Held, Inspector, Lease, Letter, TopicInfo
 from headrace.backends.partition import streams
 from headrace.backends.redis import keys, record_batch
@@ -90,32 +92,36 @@ class RedisInspector(Inspector):
         return await asyncio.gather(*(self._topic(topic) for topic in await self._names()))
 
     async def groups(self, topic: str | None = None) -> Sequence[GroupInfo]:
-        """Every group of one topic, or of all, by topic and name.
+        """Every group of one topic or partition, or of all topics, by topic and name.
 
+        Of a partition `workers` counts who may have it in ordered mode, which is the group's members.
         A group that another tool made has no record of ours: it is taken to begin at its oldest unsettled event, so what it settled
         before is in none of its numbers.
         """
-        names = await self._names() if topic is None else [await self._known(topic)]
+        names = await self._names() if topic is None else [topic]
         seconds, micros = await self._client.command("TIME")
         now_s = int(seconds) + int(micros) / 1e6
         found = []
         for name in names:
-            own = await self._streams(name)
+            whole, own = (name, await self._streams(name)) if topic is None else await self._meant(topic)
             listed = await asyncio.gather(*(self._group_names(stream) for stream in own))
             for group in sorted({group for groups in listed for group in groups}):
                 infos = await asyncio.gather(*(self._ledger.of(stream, group, now_s) for stream in own))
                 there = [info for info in infos if info is not None]
                 if there:
-                    found.append(await self._ledger.together(name, there))
+                    found.append(structs.replace(await self._ledger.together(whole, there), topic=name))
         return found
 
     async def leases(self, topic: str, group: str) -> Sequence[Lease]:
-        """Who has which partition, by number; none in shared mode."""
-        await self._known(topic, group)
+        """Who has which partition, by number, or who has the one that is named; none in shared mode."""
+        whole, meant = await self._meant(topic)
+        await self._known(whole, group)
         seconds, micros = await self._client.command("TIME")
         now_s = int(seconds) + int(micros) / 1e6
         found = []
-        for number, stream in enumerate(await self._streams(topic)):
+        for number, stream in enumerate(await self._streams(whole)):
+            if stream not in meant:
+                continue
             own = keys.group(stream, group)
             mode, owner, until = await self._client.command("HMGET", own.record, "mode", "owner", "until")
             if mode != b"ordered":
@@ -227,15 +233,25 @@ class RedisInspector(Inspector):
 
     async def _partition(self, topic: str, group: str | None = None, *, alive: bool = False) -> str:
         """The stream that is meant: a topic of one partition, or a partition. Raises Refused as `_known` does, or asks for one partition."""
-        base, _, number = topic.rpartition(".")
-        count = int(await self._client.command("HGET", keys.TOPICS, topic) or 0)
-        if count > 1:
-            raise Refused(f"topic {topic} has {count} partitions: name one of them, {topic}.0 to {topic}.{count - 1}")
-        if not count and number.isdigit() and topic in await self._streams(base):
-            if group is not None:
-                await self._known_group(topic, topic, group, alive=alive)
-            return topic
-        return await self._known(topic, group, alive=alive)
+        whole, meant = await self._meant(topic)
+        if len(meant) > 1:
+            raise Refused(
+                f"topic {topic} has {len(meant)} partitions: name one of them, {topic}.0 to {topic}.{len(meant) - 1}"
+            )
+        if whole == topic:
+            return await self._known(topic, group, alive=alive)
+        if group is not None:
+            await self._known_group(topic, topic, group, alive=alive)
+        return topic
+
+    async def _meant(self, name: str) -> tuple[str, Sequence[str]]:
+        """The topic that has this name, or a partition of this name, and which streams are meant: all of it, or the one. Raises Refused."""
+        if own := await self._streams(name):
+            return name, own
+        whole, _, number = name.rpartition(".")
+        if number.isdigit() and name in await self._streams(whole):
+            return whole, [name]
+        return await self._known(name), []  # raises, unless it was made in this moment
 
     async def _streams(self, topic: str) -> list[str]:
         """The partitions of a topic; none if it is unknown."""

@@ -1,0 +1,91 @@
+"""Commands about a topic of several partitions: what is about one of them takes its name, and --all means all of them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import pytest
+
+from headrace import backends, settings
+from headrace.backends.contract import Record, Route, Settlement, Subscription, Verdict
+from tests.cli.shell import say
+from tests.servers import Server
+
+
+@pytest.fixture(params=[False, True], ids=["shared", "ordered"])
+def spread(cli_server: Server, request: pytest.FixtureRequest) -> list[int]:
+    """Topic `orders` of three partitions, whose 30 events are dead letters of group `billing`; how many are in each."""
+
+    async def fill() -> None:
+        backend = await backends.connect(settings.load(cli_server.url))
+        route = Route("orders", partitions=3)
+        await backend.publish(route, [Record(b"%d" % n, key=b"k%d" % n) for n in range(30)])
+        feed = await backend.subscribe(Subscription(route, "billing", "w0", ordered=request.param))
+        left = 30
+        async with asyncio.timeout(10):
+            while left:
+                taken = await feed.take(left, 0.5)
+                await feed.commit([Settlement(delivery, Verdict.DEAD, reason=b"no good") for delivery in taken])
+                left -= len(taken)
+        await feed.aclose()
+        await backend.aclose()
+
+    asyncio.run(fill())
+    counts = [cli_server.command("XLEN", f"{{orders.{n}}}:dead:billing") for n in range(3)]
+    assert sum(counts) == 30
+    assert all(counts)
+    return counts
+
+
+def test_one_partition_of_a_group_is_reset_and_looked_at(spread: list[int]) -> None:
+    del spread
+    reset = say("groups", "orders.1", "--reset", "billing", "--to", "1-0", "--yes")
+    assert (reset.code, reset.err) == (0, "")
+    assert reset.out.startswith("group billing of orders.1 reads on from 1-0: ")
+    [group] = json.loads(say("groups", "orders.1", "--json").out)
+    assert (group["topic"], group["handled"]) == ("orders.1", 0)
+    assert f": {group['unread']} unread" in reset.out
+    assert group["unread"] > 0
+    [whole] = json.loads(say("groups", "orders", "--json").out)
+    assert whole["unread"] == group["unread"]
+    for name in ("orders.3", "orders.x", "order.0"):
+        refused = say("groups", name)
+        assert refused.code == 4
+        assert refused.err.startswith(f"headrace: no topic '{name}' on this server; topics: orders ")
+
+
+def test_leases_of_one_partition(spread: list[int]) -> None:
+    """A partition shows who has it, a topic who has each."""
+    del spread
+    shown = [json.loads(say("groups", name, "--json").out)[0] for name in ("orders", "orders.2")]
+    if shown[0]["ordered"]:
+        assert [[lease["partition"] for lease in group["leases"]] for group in shown] == [[0, 1, 2], [2]]
+    assert say("groups", "orders.2").code == 0
+
+
+@pytest.mark.parametrize("act", ["replay", "drop"])
+def test_every_dead_letter_of_one_partition_and_then_of_all(spread: list[int], cli_server: Server, act: str) -> None:
+    verb, yes = ("replayed", ()) if act == "replay" else ("dropped", ("--yes",))
+    one = say("dead", act, "orders.1", "billing", "--all", *yes)
+    assert one.out == f"{verb} {spread[1]} dead letters of group billing of orders.1\n", one.err
+    all_ = say("dead", act, "orders", "billing", "--all", *yes)
+    assert all_.out == f"{verb} {30 - spread[1]} dead letters of group billing of orders\n", all_.err
+    assert [cli_server.command("XLEN", f"{{orders.{n}}}:dead:billing") for n in range(3)] == [0, 0, 0]
+    assert say("ledger").code == 0
+    again = say("dead", act, "orders", "billing", "--all", "--json", *yes)
+    assert json.loads(again.out) == {"topic": "orders", "group": "billing", verb: 0, "absent": 0}
+
+
+def test_all_dead_letters_are_shown_with_their_partition(spread: list[int]) -> None:
+    """So that one of them can be replayed by its token."""
+    rows = [json.loads(line) for line in say("dead", "show", "orders", "billing", "--all", "--json").out.splitlines()]
+    assert [row["partition"] for row in rows] == [f"orders.{n}" for n in range(3) for _ in range(spread[n])]
+    assert say("dead", "show", "orders", "billing", "--all").out.startswith("partition: orders.0\ntoken: ")
+    last = rows[-1]
+    assert say("dead", "replay", last["partition"], "billing", last["token"]).code == 0
+    refused = say("dead", "replay", "orders", "billing", last["token"])
+    assert (refused.code, "topic orders has 3 partitions: name one of them" in refused.err) == (4, True)
+    unknown = say("dead", "drop", "orders", "nosuch", "--all", "--yes")
+    assert unknown.code == 4
+    assert unknown.err.startswith("headrace: no group 'nosuch' on topic 'orders.0'; groups: billing ")
