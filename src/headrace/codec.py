@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import msgspec
 
+from headrace import limits
 from headrace.backends.contract import Delivery
 from headrace.errors import ConfigurationError, InvalidEvent, Undecodable
 
@@ -95,7 +96,11 @@ class Codec:
     def decode(self, delivery: Delivery) -> Any:
         """The event of an entry. Raises Undecodable."""
         fields = delivery.fields
-        body = fields[-1] if len(fields) > 1 and fields[-2] == b"data" else delivery.get(b"data")
+        if (count := len(fields)) > limits.entry_values_max:
+            raise Undecodable(
+                f"the entry has {count // 2} fields, and no event has more than {limits.entry_values_max // 2}"
+            )
+        body = fields[-1] if count > 1 and fields[-2] == b"data" else delivery.get(b"data")
         if body is None:
             raise Undecodable("the entry has no `data` field")
         decode = self._decode_only or self._decoder(delivery)

@@ -89,9 +89,7 @@ MUTANTS: Final = (
         "local ms, seq = now * 2, 0",
         "what_a_group_needs_is_not_trimmed",
     ),
-    ScriptMutant(
-        "hand back lost", "leave", "call('XADD', KEYS[2], '*', unpack(a))", "", "closing_a_feed_hands_back_at_once"
-    ),
+    ScriptMutant("hand back lost", "leave", "append(KEYS[2], a)", "", "closing_a_feed_hands_back_at_once"),
     ScriptMutant(
         "hand back burns an attempt", "leave", "'attempt', '1'", "'attempt', '2'", "closing_a_feed_hands_back_at_once"
     ),
@@ -130,7 +128,7 @@ if moves and not done and record[2] ~= ARGV[3] then return redis.error_reply('CU
     ScriptMutant(
         "what is set aside is lost",
         "advance",
-        "call('XADD', KEYS[2], '*', 'due', fmt('%d', clock() + tonumber(ARGV[p + 1])), unpack(ARGV, p + 3, p + 2 + argc))",
+        "append(KEYS[2], slice({'due', fmt('%d', clock() + tonumber(ARGV[p + 1]))}, p + 3, p + 2 + argc))",
         "",
         "what_waits_in_order_survives_its_worker",
     ),

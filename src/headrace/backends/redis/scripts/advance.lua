@@ -13,6 +13,8 @@
 -- Errors: FENCED (another worker has the lease), CURSOR (the cursor is elsewhere, the entry is not there, or the server has forgotten commits: a failover or restore), BACKPRESSURE (an output's topic is at its cap), GREW (as in commit), NOGROUP. Then
 --         nothing was written.
 local call, source, group = redis.call, KEYS[1], ARGV[1]
+-- include append
+-- include record
 -- include writes
 local record = call('HMGET', KEYS[3], 'token', 'cursor', 'read', 'commits')
 if record[1] ~= ARGV[2] then return redis.error_reply('FENCED ' .. (call('HGET', KEYS[3], 'owner') or 'nobody') .. ' has the lease') end

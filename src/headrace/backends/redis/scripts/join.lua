@@ -20,7 +20,10 @@ local function find(key)
     if info.name == group then return info end
   end
 end
+-- include append
+-- include record
 -- include extra
+-- include behind
 local exists = call('EXISTS', stream) == 1
 local info, added, length = find(stream), 0, 0
 if exists then
@@ -33,6 +36,32 @@ local ordered = mode == 'ordered'
 if record[4] and mode ~= '' and record[4] ~= mode then return redis.error_reply('MODE ' .. record[4]) end
 if ordered and info and info.pending > 0 then return redis.error_reply('MODE shared, ' .. info.pending .. ' entries are in the hands of workers') end
 local answer = 'joined'
+-- What waits for its time does so in `delayed:G` in shared mode, and with the field `due` in the retry stream in ordered mode: it goes with the mode.
+local function delayed_aside()
+  while true do
+    local page = call('ZRANGE', KEYS[6], 0, 499, 'WITHSCORES')
+    for i = 1, #page, 2 do
+      append(KEYS[2], read_record(page[i], {'due', string.format('%d', page[i + 1])}))
+      call('ZREM', KEYS[6], page[i])
+    end
+    if #page == 0 then return end
+  end
+end
+local function aside_delayed()
+  local from, page = '-', nil
+  repeat
+    page = call('XRANGE', KEYS[2], from, '+', 'COUNT', 500)
+    for _, aside in ipairs(page) do
+      local own, parts = aside[2], {}
+      if own[1] == 'due' then
+        for i = 3, #own do parts[i - 2] = #own[i] .. ':' .. own[i] .. ',' end
+        keep_record(KEYS[6], tonumber(own[2]), table.concat(parts))
+        call('XDEL', KEYS[2], aside[1])
+      end
+      from = '(' .. aside[1]
+    end
+  until #page == 0
+end
 local function begin(origin, place)                                   -- what an earlier life of the group left behind is carried over
   local carried = 0
   if call('EXISTS', KEYS[2]) == 1 then carried = carried + call('XLEN', KEYS[2]) end
@@ -50,7 +79,7 @@ if info and not record[1] then
   answer = 'adopted'
   local read = info['entries-read']
   if type(read) ~= 'number' then                             -- a position set by hand: count what lies behind it, once
-    read = added - #call('XRANGE', stream, '(' .. info['last-delivered-id'], '+')
+    read = added - count_behind(info['last-delivered-id'])
     call('XGROUP', 'SETID', stream, group, info['last-delivered-id'], 'ENTRIESREAD', read)
   end
   begin(read - info.pending, info.pending > 0 and call('XPENDING', stream, group)[2] or '(' .. info['last-delivered-id'])
@@ -71,6 +100,9 @@ if mode ~= '' and (not record[4] or answer == 'renewed') then
   if ordered then
     info = find(stream)
     call('HSET', KEYS[3], 'cursor', info['last-delivered-id'], 'read', info['entries-read'])
+    delayed_aside()
+  else
+    aside_delayed()
   end
 end
 if ordered then return answer end

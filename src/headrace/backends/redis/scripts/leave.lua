@@ -2,6 +2,7 @@
 -- A worker leaves: what it holds goes to the retry stream, where any other worker takes it at once, `attempt` unchanged; its lease ends.
 -- KEYS  1 stream  2 retry  3 workers  4 record     ARGV  1 group  2 worker  3 how many at most     Returns how many it still holds (0: it is gone).
 local call, group, worker, room, left = redis.call, ARGV[1], ARGV[2], tonumber(ARGV[3]), 0
+-- include append
 -- include packed
 for source = 1, 2 do
   if call('EXISTS', KEYS[source]) == 1 then
@@ -12,7 +13,7 @@ for source = 1, 2 do
           for _, row in ipairs(call('XPENDING', KEYS[source], group, '-', '+', math.min(room, pending), name)) do
             local id = row[1]
             local entry = call('XRANGE', KEYS[source], id, id)[1]
-            if entry and source == 2 then call('XADD', KEYS[2], '*', unpack(entry[2]))
+            if entry and source == 2 then append(KEYS[2], entry[2])
             elseif entry then
               local events = events_of(id, entry[2])
               for _, event in ipairs(events) do
@@ -20,7 +21,7 @@ for source = 1, 2 do
                 for i = 1, #own, 2 do
                   if own[i] == 'id' then a[2] = own[i + 1] else a[#a + 1] = own[i]; a[#a + 1] = own[i + 1] end
                 end
-                call('XADD', KEYS[2], '*', unpack(a))
+                append(KEYS[2], a)
               end
               if #events > 1 then call('HINCRBY', KEYS[4], 'extra_settled', #events - 1) end
             end

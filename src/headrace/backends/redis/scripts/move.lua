@@ -5,6 +5,7 @@
 local call, how, moved = redis.call, ARGV[1], 0
 local t = call('TIME')
 local now = string.format('%d', t[1] * 1000 + math.floor(t[2] / 1000))
+-- include append
 -- include packed
 for i = 2, #ARGV do
   local id = ARGV[i]
@@ -19,7 +20,7 @@ for i = 2, #ARGV do
         elseif own[f] ~= 'attempt' and own[f] ~= 'reason' and (how ~= 'copy' or own[f] ~= 'replay') then a[#a + 1] = own[f]; a[#a + 1] = own[f + 1] end
       end
       if how == 'copy' then table.insert(a, 7, 'replay'); table.insert(a, 8, now) end
-      call('XADD', KEYS[2], '*', unpack(a))
+      append(KEYS[2], a)
     end
     if how == 'copy' then call('HINCRBY', KEYS[3], 'replayed', #events) else call('XDEL', KEYS[1], id) end
     if how == 'drop' then call('HINCRBY', KEYS[3], 'dropped', 1) end

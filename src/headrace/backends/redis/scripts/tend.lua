@@ -6,19 +6,14 @@ local call = redis.call
 local t = call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
 local next_ms = -1
+-- include append
+-- include record
 local function promote(delayed, stream)
   local head = call('ZRANGE', delayed, 0, 0, 'WITHSCORES')
   if not head[2] then return end
   if tonumber(head[2]) <= now then
     for _, record in ipairs(call('ZRANGEBYSCORE', delayed, '-inf', now, 'LIMIT', 0, ARGV[3])) do
-      local a, p = {'XADD', stream, '*'}, 1
-      while p <= #record do                                    -- netstrings: length ':' bytes ','
-        local colon = string.find(record, ':', p, true)
-        local n = tonumber(string.sub(record, p, colon - 1))
-        a[#a + 1] = string.sub(record, colon + 1, colon + n)
-        p = colon + n + 2
-      end
-      call(unpack(a))
+      append(stream, read_record(record, {}))
       call('ZREM', delayed, record)
     end
     head = call('ZRANGE', delayed, 0, 0, 'WITHSCORES')

@@ -11,9 +11,10 @@ end
 local SPECS = {                                               -- type, fewest and most arguments, in groups of, those that are integers, numbers
   SET = {'any', 1, 1, 1}, SETNX = {'any', 1, 1, 1}, DEL = {'any', 0, 0, 1}, EXPIRE = {'any', 1, 1, 1, 0}, PEXPIRE = {'any', 1, 1, 1, 0},
   APPEND = {'string', 1, 1, 1}, INCRBY = {'string', 1, 1, 1, 0}, INCRBYFLOAT = {'string', 1, 1, 1, nil, 0},
-  HSET = {'hash', 2, 8000, 2}, HSETNX = {'hash', 2, 2, 1}, HDEL = {'hash', 1, 8000, 1}, HINCRBY = {'hash', 2, 2, 1, 1}, HINCRBYFLOAT = {'hash', 2, 2, 1, nil, 1},
-  LPUSH = {'list', 1, 8000, 1}, RPUSH = {'list', 1, 8000, 1}, LTRIM = {'list', 2, 2, 1, 0}, LREM = {'list', 2, 2, 1, 0},
-  SADD = {'set', 1, 8000, 1}, SREM = {'set', 1, 8000, 1}, ZADD = {'zset', 2, 8000, 2, nil, 0}, ZREM = {'zset', 1, 8000, 1}, ZINCRBY = {'zset', 2, 2, 1, nil, 0}}
+  HSET = {'hash', 2, MOST, 2}, HSETNX = {'hash', 2, 2, 1}, HDEL = {'hash', 1, MOST, 1}, HINCRBY = {'hash', 2, 2, 1, 1}, HINCRBYFLOAT = {'hash', 2, 2, 1, nil, 1},
+  LPUSH = {'list', 1, MOST, 1}, RPUSH = {'list', 1, MOST, 1}, LTRIM = {'list', 2, 2, 1, 0}, LREM = {'list', 2, 2, 1, 0},
+  SADD = {'set', 1, MOST, 1}, SREM = {'set', 1, MOST, 1}, ZADD = {'zset', 2, MOST, 2, nil, 0}, ZREM = {'zset', 1, MOST, 1}, ZINCRBY = {'zset', 2, 2, 1, nil, 0}}
+local EXPIRY = {EXPIRE = 9e12, PEXPIRE = 9e15}                  -- a time beyond it the server refuses
 local INTEGER = {INCRBY = true, HINCRBY = true}
 local FLOAT = {INCRBYFLOAT = true, HINCRBYFLOAT = true}
 local kinds, numbers = {}, {}                                  -- what the keys will be, were the writes so far made
@@ -27,6 +28,13 @@ local function known_of(place)
   if not known then known = {}; numbers[place] = known end
   return known
 end
+local function is_integer(text)                                 -- as the server reads it: no plus, no leading zeros, no minus zero
+  return (text == '0' or string.match(text, '^%-?[1-9]%d*$')) and math.abs(tonumber(text)) <= 9.2e18
+end
+local function is_number(text)
+  local number = string.match(text, '^[-+%d.eE]+$') and tonumber(text)
+  return number and math.abs(number) < math.huge and (number ~= 0 or not string.match(text, '^[-+.0]*[1-9]'))  -- 1e-400 is none
+end
 local function check_number(command, place, field, by)
   local known = known_of(place)
   local value = known[field or '']
@@ -34,12 +42,10 @@ local function check_number(command, place, field, by)
     if kind_of(place) == 'none' then value = 0
     elseif field then value = call('HGET', KEYS[place], field) or 0
     else value = call('GET', KEYS[place]) or 0 end
-    if type(value) == 'string' and INTEGER[command] and not string.match(value, '^%-?%d+$') then
-      return KEYS[place] .. ' ' .. (field or '') .. ' is not an integer'
-    end
   end
-  value = tonumber(value)
-  if not value then return KEYS[place] .. ' ' .. (field or '') .. ' is not a number' end
+  if type(value) == 'string' and not (INTEGER[command] and is_integer or is_number)(value) or INTEGER[command] and value % 1 ~= 0 then
+    return KEYS[place] .. ' ' .. (field or '') .. ' is not ' .. (INTEGER[command] and 'an integer' or 'a number')
+  end
   value = value + tonumber(by)
   if INTEGER[command] and (value > 9.2e18 or value < -9.2e18) then return KEYS[place] .. ' ' .. (field or '') .. ' would overflow' end
   if value ~= value or value == math.huge or value == -math.huge then return KEYS[place] .. ' would not be a number' end
@@ -51,12 +57,11 @@ local function check_effect(place, command, from, to)
   if count < spec[2] or count > spec[3] or count % spec[4] > 0 then return command .. ' with ' .. count .. ' arguments' end
   if spec[5] then
     for i = from + spec[5], command == 'LTRIM' and to or from + spec[5] do
-      if not string.match(ARGV[i], '^%-?%d+$') or math.abs(tonumber(ARGV[i])) > 9.2e18 then return command .. ': ' .. ARGV[i] .. ' is not an integer' end
+      if not is_integer(ARGV[i]) or math.abs(tonumber(ARGV[i])) > (EXPIRY[command] or 9.2e18) then return command .. ': ' .. ARGV[i] .. ' is not an integer' end
     end
   elseif spec[6] then
     for i = from + spec[6], command == 'ZADD' and to or from + spec[6], spec[4] do
-      local number = string.match(ARGV[i], '^[-+%d.eE]+$') and tonumber(ARGV[i])
-      if not number or math.abs(number) == math.huge then return command .. ': ' .. ARGV[i] .. ' is not a number' end
+      if not is_number(ARGV[i]) then return command .. ': ' .. ARGV[i] .. ' is not a number' end
     end
   end
   local want, kind = spec[1], kind_of(place)
@@ -97,6 +102,7 @@ local function check(p, stop)                                   -- a reason or n
       if why then return why, false, p end
       p = p + 4 + argc
     elseif op == 'O' then
+      if tonumber(ARGV[p + 7]) > MOST then return 'an event of ' .. ARGV[p + 7] .. ' names and values', false, p end
       local why = check_output(tonumber(ARGV[p + 1]), ARGV[p + 2], ARGV[p + 4])
       if why then return why, true end
       p = p + 8 + tonumber(ARGV[p + 7])
@@ -107,15 +113,14 @@ end
 
 -- Writes.
 local fmt = string.format
+local function slice(fields, from, to)
+  for i = from, to do fields[#fields + 1] = ARGV[i] end
+  return fields
+end
 local function delay(key, due, from, to)
-  local parts, copy = {}, 1
+  local parts = {}
   for i = from, to do parts[#parts + 1] = #ARGV[i] .. ':' .. ARGV[i] .. ',' end
-  local record = table.concat(parts)
-  local member = record
-  while call('ZADD', key, 'NX', fmt('%d', due), member) == 0 do  -- another copy of the same event waits already: both must
-    copy = copy + 1
-    member = record .. fmt('4:copy,%d:%d,', #fmt('%d', copy), copy)
-  end
+  keep_record(key, due, table.concat(parts))
 end
 local function output(p)
   local place, window, id, due, argc = tonumber(ARGV[p + 1]), tonumber(ARGV[p + 3]), ARGV[p + 5], ARGV[p + 6], tonumber(ARGV[p + 7])
@@ -125,7 +130,7 @@ local function output(p)
     if call('ZADD', ids, 'NX', fmt('%d', clock() + window), id) == 0 then return end
     if call('PTTL', ids) < window then call('PEXPIRE', ids, window) end
   end
-  if due == '' then call('XADD', KEYS[place], '*', unpack(ARGV, p + 8, p + 7 + argc))
+  if due == '' then call('XADD', KEYS[place], '*', unpack(ARGV, p + 8, p + 7 + argc))  -- `check` has seen that they are not too many
   elseif string.sub(due, 1, 1) == '+' then delay(KEYS[place + 1], clock() + tonumber(string.sub(due, 2)), p + 8, p + 7 + argc)
   else delay(KEYS[place + 1], tonumber(due), p + 8, p + 7 + argc) end
 end
@@ -145,11 +150,11 @@ local function apply(p, stop)
       p = p + 3 + argc
     elseif op == 'P' then
       local argc = tonumber(ARGV[p + 2])
-      call('XADD', KEYS[2], '*', 'due', fmt('%d', clock() + tonumber(ARGV[p + 1])), unpack(ARGV, p + 3, p + 2 + argc))
+      append(KEYS[2], slice({'due', fmt('%d', clock() + tonumber(ARGV[p + 1]))}, p + 3, p + 2 + argc))
       p = p + 3 + argc
     else
       local argc = tonumber(ARGV[p + 1])
-      call('XADD', op == 'B' and KEYS[2] or KEYS[4], '*', unpack(ARGV, p + 2, p + 1 + argc))
+      append(op == 'B' and KEYS[2] or KEYS[4], slice({}, p + 2, p + 1 + argc))
       p = p + 2 + argc
     end
   end
