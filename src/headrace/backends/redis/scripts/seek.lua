@@ -44,6 +44,7 @@ if call('EXISTS', KEYS[3]) == 1 then carried = carried + call('XLEN', KEYS[3]) e
 if call('EXISTS', KEYS[4]) == 1 then carried = carried + call('XLEN', KEYS[4]) end
 if call('EXISTS', KEYS[5]) == 1 then carried = carried + call('ZCARD', KEYS[5]) end
 call('DEL', KEYS[2])
+redis.pcall('XGROUP', 'DESTROY', KEYS[3], group)               -- what workers have in hand of the retries, too, is not theirs any more
 redis.pcall('XGROUP', 'CREATE', KEYS[3], group, '0', 'MKSTREAM')
 local t = call('TIME')
 call('HSET', KEYS[2], 'origin', origin, 'replayed', carried, 'added', added, 'created', string.format('%d', t[1] * 1000 + math.floor(t[2] / 1000)),
