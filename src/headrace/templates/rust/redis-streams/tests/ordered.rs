@@ -392,6 +392,12 @@ async fn an_event_that_kills_its_workers_rests_in_the_dead_letters_and_the_other
     assert_eq!((dead[0].1["data"].as_str(), dead[0].1["attempt"].as_str()), ("5", "1"));
     assert_eq!(dead[0].1["reason"], "5 workers that held it died");
     log.is_in_order(&server, "a", (0..10).filter(|n| *n != 5)).await;
+    // An operator gives it another chance: it is one event like any other.
+    log.hanging.store(false, Ordering::SeqCst);
+    let (id, origin) = (&dead[0].1["id"], &dead[0].1["origin"]);
+    let again = format!("{{{}}}:retry:g * id {id} attempt 1 origin {origin} key a data 5", topic.name);
+    let _: String = server.ask(&format!("XADD {again}")).await;
+    settled(&server, &topic, 10, 1).await;
     working.stop().await;
 }
 

@@ -12,6 +12,7 @@ use futures_util::stream::FuturesUnordered;
 use redis::Value;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
 
 use super::backoff::Backoff;
 use super::books::Source;
@@ -55,12 +56,14 @@ pub(crate) struct Committer {
     /// One call at a time for each hold: what it tells the server it holds is true.
     flying: FuturesUnordered<BoxFuture<'static, Result<Answer, Error>>>,
     busy: Vec<Hold>,
+    /// The worker leaves: what cannot be committed now is handed back.
+    leaving: CancellationToken,
 }
 
 impl Committer {
-    pub fn new(place: Arc<Place>) -> Self {
+    pub fn new(place: Arc<Place>, leaving: CancellationToken) -> Self {
         let (waiting, begun) = (BTreeMap::new(), HashMap::new());
-        Self { place, waiting, begun, flying: FuturesUnordered::new(), busy: Vec::new() }
+        Self { place, waiting, begun, flying: FuturesUnordered::new(), busy: Vec::new(), leaving }
     }
 
     /// Commits until nobody can settle any more and all is committed, or the server refuses for good.
@@ -125,7 +128,7 @@ impl Committer {
                 self.waiting.remove(&hold);
             }
             self.busy.push(hold);
-            self.flying.push(Box::pin(send(Arc::clone(&self.place), hold, entries)));
+            self.flying.push(Box::pin(send(Arc::clone(&self.place), hold, entries, self.leaving.clone())));
         }
         next
     }
@@ -179,8 +182,14 @@ impl Committer {
     }
 }
 
-/// One commit, repeated until it is answered: a repeat finds settled what the first has settled, and writes nothing.
-async fn send(place: Arc<Place>, hold: Hold, entries: Vec<Entry>) -> Result<Answer, Error> {
+/// One commit, repeated until it is answered: a repeat finds settled what the first has settled, and writes nothing. A worker that
+/// leaves does not wait until there is room for what it writes: its entries stay held, to be handed back.
+async fn send(
+    place: Arc<Place>,
+    hold: Hold,
+    entries: Vec<Entry>,
+    leaving: CancellationToken,
+) -> Result<Answer, Error> {
     let mut backoff = Backoff::new(format!("committing to {}", place.stream()));
     let topics = commit::topics_of(entries.iter().flat_map(Entry::settlements).map(|one| &one.outcome));
     loop {
@@ -208,9 +217,18 @@ async fn send(place: Arc<Place>, hold: Hold, entries: Vec<Entry>) -> Result<Answ
                 for topic in &topics {
                     let _asked_again = place.topics.recount(topic).await;
                 }
-                backoff.wait(&error).await;
             }
-            error => backoff.wait(error).await,
+            Error::Full(_) | Error::Unreachable(_) => {}
+        }
+        let last = leaving.is_cancelled();
+        if last && error.is_held_up() {
+            let (stream, count) = (place.stream(), entries.len());
+            tracing::warn!(stream, count, reason = %error, "not committed; handed back");
+            return Ok(Answer { hold, entries: Vec::new(), lost: Vec::new(), refused: HashMap::new() });
+        }
+        tokio::select! {
+            () = backoff.wait(&error) => {}
+            () = leaving.cancelled(), if !last => {}
         }
     }
 }

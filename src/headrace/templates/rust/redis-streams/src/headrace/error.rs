@@ -89,6 +89,11 @@ impl Error {
         }
     }
 
+    /// Whether nothing was written, for a reason that may last and that only others can remove.
+    pub(crate) fn is_held_up(&self) -> bool {
+        matches!(self, Self::Full(_) | Self::Grew(0))
+    }
+
     /// Whether the same call can succeed later.
     pub fn may_pass(&self) -> bool {
         !matches!(self, Self::Refused { .. })

@@ -12,6 +12,7 @@ use tracing::Instrument;
 
 use super::event::Event;
 use super::handler::{Context, Failure, Handler};
+use super::limits;
 use super::observer::Observer;
 use super::place::{Delivery, Place, Subscription};
 use super::settlement::Outcome;
@@ -109,8 +110,27 @@ impl Drop for Clock<'_> {
     }
 }
 
-/// One call of the handler.
+/// One call of the handler. An event whose handling panics, wherever it does, has failed: were it handed back, it would come again
+/// without pause for ever.
 pub(crate) async fn execute<H: Handler>(
+    sub: &Subscription,
+    observer: &dyn Observer,
+    handler: &H,
+    event: &Event,
+) -> Outcome {
+    let count = event.fields.len();
+    if count > limits::ENTRY_WORDS_MAX {
+        let text = format!("the entry has {} fields, more than any event has", count / 2);
+        return judge(sub, event, &Failure::Reject(text));
+    }
+    let whole = AssertUnwindSafe(call(sub, observer, handler, event)).catch_unwind();
+    whole.await.unwrap_or_else(|panic| {
+        let text = format!("what surrounds the handler panicked: {}", said(panic.as_ref()));
+        judge(sub, event, &Failure::Retry(text))
+    })
+}
+
+async fn call<H: Handler>(
     sub: &Subscription,
     observer: &dyn Observer,
     handler: &H,
@@ -131,7 +151,9 @@ pub(crate) async fn execute<H: Handler>(
     let mut ctx = Context { trace, ..Context::default() };
     observer.began();
     let clock = Clock { observer, began: Instant::now() };
-    let call = AssertUnwindSafe(timeout(sub.timeout, handler.handle(event, &mut ctx))).catch_unwind();
+    // Its function may panic itself, before it returns what is awaited.
+    let work = async { handler.handle(event, &mut ctx).await };
+    let call = AssertUnwindSafe(timeout(sub.timeout, work)).catch_unwind();
     let result = call.instrument(span).await;
     drop(clock);
     let failure = match result {

@@ -3,8 +3,8 @@
 use serde_json::Value as Json;
 
 use super::commit::{Writes, commit_call};
+use super::effect::Effect;
 use super::event::Event;
-use super::handler::Effect;
 use super::keys::{GroupKeys, PartitionKeys};
 use super::ordered::{Aside, Item, Step};
 use super::packed::unpack;

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::effect::Effect;
 use super::event::Event;
 use super::record::{Invalid, Record};
 use super::topic::Topic;
@@ -67,14 +68,6 @@ impl Retry {
     }
 }
 
-/// A write on a key of the server, made in the moment of the ack.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Effect {
-    pub command: String,
-    pub key: String,
-    pub arguments: Vec<Vec<u8>>,
-}
-
 /// What a handler records for one event: it leaves with the ack, or not at all.
 #[derive(Debug, Default)]
 pub struct Context {
@@ -96,7 +89,8 @@ impl Context {
     }
 
     /// Writes to a key with the ack: `ctx.effect("HINCRBY", "totals", ["orders", "1"])`. The commands are those of the wire
-    /// reference (SET, INCRBY, HSET, SADD, ZADD ...); one that cannot be made fails the event.
+    /// reference (SET, INCRBY, HSET, SADD, ZADD ...). A write that never could be made is an error here (an amount that is no integer,
+    /// too many arguments); one that cannot be made on what the key holds fails the event.
     pub fn effect<A: AsRef<[u8]>>(
         &mut self,
         command: &str,
@@ -105,7 +99,7 @@ impl Context {
     ) -> Result<(), Invalid> {
         self.require_room()?;
         let arguments = arguments.into_iter().map(|argument| argument.as_ref().to_vec()).collect();
-        self.effects.push(Effect { command: command.to_ascii_uppercase(), key: key.to_owned(), arguments });
+        self.effects.push(Effect::new(command, key, arguments)?);
         Ok(())
     }
 

@@ -16,6 +16,8 @@ pub(crate) const BATCH_RECORDS_MAX: usize = 1_000;
 pub(crate) const BATCH_BYTES_MAX: usize = 1 << 20;
 /// Outputs and effects that one handled event may record.
 pub(crate) const WRITES_MAX: usize = 1_000;
+/// Arguments of one effect; a script can call a command with some 8,000 words.
+pub(crate) const EFFECT_WORDS_MAX: usize = 7_900;
 
 /// Records per publish call when more wait.
 pub(crate) const PUBLISH_RECORDS: usize = 500;
@@ -63,6 +65,8 @@ pub(crate) const RETRY_FIRST: Duration = Duration::from_millis(50);
 pub(crate) const RETRY_MAX: Duration = Duration::from_secs(2);
 /// Different reasons of one outage that are logged.
 pub(crate) const REASONS_MAX: usize = 8;
+/// Names and values of an entry that is handled. One of another tool with more rests in the dead letters, with the first of them.
+pub(crate) const ENTRY_WORDS_MAX: usize = 7_000;
 
 const _: () = assert!(PUBLISH_RECORDS <= BATCH_RECORDS_MAX && READ_RECORDS_MAX <= BATCH_RECORDS_MAX);
 const _: () = assert!(BODY_BYTES_MAX <= BATCH_BYTES_MAX);

@@ -19,6 +19,7 @@ mod books;
 mod commit;
 mod committer;
 mod durability;
+mod effect;
 mod error;
 mod event;
 mod execute;

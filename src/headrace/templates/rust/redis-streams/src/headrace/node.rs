@@ -42,7 +42,10 @@ impl Wire {
 pub struct Node {
     client: Client,
     wire: Mutex<Option<Wire>>,
-    opening: tokio::sync::Mutex<()>,
+    /// Held by who opens the shared connection; why the last attempt failed.
+    opening: tokio::sync::Mutex<Option<Error>>,
+    /// Attempts to open it that failed.
+    failures: AtomicU64,
     lives: AtomicU64,
 }
 
@@ -54,7 +57,8 @@ impl Node {
         Ok(Self {
             client: Client::open(info)?,
             wire: Mutex::new(None),
-            opening: tokio::sync::Mutex::new(()),
+            opening: tokio::sync::Mutex::new(None),
+            failures: AtomicU64::new(0),
             lives: AtomicU64::new(0),
         })
     }
@@ -75,15 +79,33 @@ impl Node {
         if let Some(wire) = self.connected() {
             return Ok(wire);
         }
-        let _opening = self.opening.lock().await;
+        let failures = self.failures.load(Ordering::Acquire);
+        let mut failed = self.opening.lock().await;
         if let Some(wire) = self.connected() {
             return Ok(wire);
         }
+        // The attempt that this caller waited for has failed: one of its own would make those behind it wait once more.
+        if self.failures.load(Ordering::Acquire) > failures
+            && let Some(error) = failed.as_ref()
+        {
+            return Err(error.clone());
+        }
+        let opened = self.open_with_scripts().await;
+        match &opened {
+            Ok(wire) => *lock(&self.wire) = Some(wire.clone()),
+            Err(error) => {
+                *failed = Some(error.clone());
+                self.failures.fetch_add(1, Ordering::Release);
+            }
+        }
+        opened
+    }
+
+    async fn open_with_scripts(&self) -> Result<Wire, Error> {
         let mut wire = self.open(limits::REQUEST).await?;
         for script in scripts::ALL {
             load(&mut wire, script).await?;
         }
-        *lock(&self.wire) = Some(wire.clone());
         Ok(wire)
     }
 

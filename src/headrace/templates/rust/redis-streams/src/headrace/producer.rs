@@ -16,7 +16,7 @@ use tokio::time::{Instant, sleep};
 
 use super::backoff::Backoff;
 use super::error::Error;
-use super::keys::PartitionKeys;
+use super::keys::{GroupKeys, PartitionKeys};
 use super::node::Node;
 use super::parcel::{Parcel, PublishError};
 use super::publisher::Router;
@@ -213,7 +213,7 @@ impl Producer {
     /// Sends a batch behind those in flight. Some: the topic has so many partitions now.
     async fn launch(&mut self, mut batch: Batch) -> Option<u32> {
         let Some(mut wire) = self.node.connected() else {
-            return self.recover(vec![batch]).await;
+            return self.recover(None, Some(batch)).await;
         };
         let (call, life) = (self.call(&mut batch), wire.life);
         let mut reply: Reply = Box::pin(async move { wire.send(&call).await });
@@ -234,7 +234,7 @@ impl Producer {
                 self.settle(batch, Ok(()));
                 None
             }
-            Err(_) => self.recover(vec![batch]).await, // whatever it is happens again there, which tells the callers
+            Err(_) => self.recover(Some(batch), None).await, // whatever it is happens again there, which tells the callers
         }
     }
 
@@ -271,13 +271,15 @@ impl Producer {
         }
     }
 
-    /// Sends again what is not acknowledged: one batch at a time, oldest first. Some: the topic has so many partitions now.
-    async fn recover(&mut self, failed: Vec<Batch>) -> Option<u32> {
-        let mut sent = VecDeque::from(failed);
+    /// Sends again what is not acknowledged: one batch at a time, oldest first. `first` was sent before those in flight, `last` comes
+    /// after them. Some: the topic has so many partitions now.
+    async fn recover(&mut self, first: Option<Batch>, last: Option<Batch>) -> Option<u32> {
+        let mut sent = VecDeque::from_iter(first);
         while let Some((batch, reply, life)) = self.flying.pop_front() {
             let _repeated = self.node.judge(life, reply.await); // if it is there, the repeat is dropped
             sent.push_back(batch);
         }
+        sent.extend(last);
         while let Some(mut batch) = sent.pop_front() {
             let call = self.call(&mut batch);
             let Err(error) = self.node.evaluate(Script::Publish, &call).await else {
@@ -338,7 +340,8 @@ impl Producer {
     async fn trim(&mut self) {
         let (keep, age) = (self.topic.retain_events.to_string(), millis(self.topic.retain).to_string());
         let most = (limits::BATCH_RECORDS_MAX * 10).to_string();
-        let keys = [self.keys.stream.as_str(), "", &self.keys.packed];
+        let nobody = GroupKeys::new(&self.keys.stream, "").record; // in our slot, and within our rights
+        let keys = [self.keys.stream.as_str(), &nobody, &self.keys.packed];
         let trimmed: Result<Value, Error> = self.node.call(Script::Trim, &keys, &[&keep, &age, &most]).await;
         if let Err(error) = trimmed {
             tracing::debug!(stream = self.keys.stream, %error, "not trimmed; the publish is repeated anyway");

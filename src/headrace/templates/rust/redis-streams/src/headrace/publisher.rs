@@ -6,9 +6,10 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::sync::mpsc;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
 use super::backoff::Backoff;
+use super::error::Error;
 use super::limits;
 use super::node::lock;
 use super::observer::Observer;
@@ -35,18 +36,20 @@ impl Publisher {
             topics,
             lines: Mutex::default(),
             counts: Mutex::default(),
+            queues: Mutex::default(),
             spread: AtomicU32::new(0),
             observer,
         };
         Self { router: Arc::new(router), patience }
     }
 
-    /// Returns when the event is durable on the server. The caller may go away meanwhile; the event is published all the same.
+    /// Returns when the event is durable on the server. If the caller goes away meanwhile, it may be published all the same.
     pub async fn publish(&self, topic: &Topic, record: Record) -> Result<(), PublishError> {
         self.publish_all(topic, vec![record]).await
     }
 
-    /// Returns when all events are durable on the server. Those of one key are appended in their order.
+    /// Returns when all events are durable on the server. Those of one key are appended in their order. If the caller goes away
+    /// meanwhile, some may be published and others not.
     pub async fn publish_all(&self, topic: &Topic, mut records: Vec<Record>) -> Result<(), PublishError> {
         for record in &mut records {
             trace::stamp(record, &[]);
@@ -57,10 +60,17 @@ impl Publisher {
         }
         let count = records.len();
         let deadline = Instant::now() + self.patience;
+        let turn = self.router.queue(topic).map(|queue| Turn { router: &self.router, topic, queue });
+        let place = match &turn {
+            Some(turn) => Some(turn.come(deadline).await?),
+            None => None,
+        };
         self.register(topic, deadline).await?;
         let (parcel, told) = Parcel::new(records, deadline);
         let partitions = self.router.partitions(topic);
         self.router.send(topic, partitions, parcel).await;
+        drop(place);
+        drop(turn);
         told.await.map_err(|_| PublishError::Closed)??;
         self.router.observer.published(count);
         Ok(())
@@ -90,12 +100,54 @@ pub(crate) struct Router {
     /// How many partitions a topic had when it was first published to: the producers of that time lead on to the present
     /// ones, so that nothing newer overtakes what they hold.
     counts: Mutex<HashMap<String, u32>>,
+    /// Where calls wait that came before their topic was registered. While one does, later ones wait behind it.
+    queues: Mutex<HashMap<String, Queue>>,
     /// Where the next events without a key go.
     spread: AtomicU32,
     observer: Arc<dyn Observer>,
 }
 
+/// Whoever has it hands over events of a topic; the others have it in the order in which they came.
+type Queue = Arc<tokio::sync::Mutex<()>>;
+
+/// A call that stands in a queue. The last one that leaves removes it.
+struct Turn<'a> {
+    router: &'a Router,
+    topic: &'a Topic,
+    queue: Queue,
+}
+
+impl Turn<'_> {
+    async fn come(&self, deadline: Instant) -> Result<tokio::sync::MutexGuard<'_, ()>, PublishError> {
+        timeout_at(deadline, self.queue.lock()).await.map_err(|_| {
+            let text = "no answer from the server to those who published to this topic before";
+            Error::Unreachable(text.to_owned()).into()
+        })
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        let mut queues = lock(&self.router.queues);
+        drop(std::mem::take(&mut self.queue));
+        let name = self.topic.name.as_ref();
+        if queues.get(name).is_some_and(|queue| Arc::strong_count(queue) == 1) {
+            queues.remove(name);
+        }
+    }
+}
+
 impl Router {
+    /// Where to wait before events of this topic are handed over, if need be.
+    fn queue(&self, topic: &Topic) -> Option<Queue> {
+        let mut queues = lock(&self.queues);
+        let name = topic.name.as_ref();
+        if let Some(queue) = queues.get(name) {
+            return Some(Arc::clone(queue));
+        }
+        (!self.topics.is_registered(topic)).then(|| Arc::clone(queues.entry(name.to_owned()).or_default()))
+    }
+
     fn partitions(&self, topic: &Topic) -> u32 {
         *lock(&self.counts).entry(topic.name.clone().into_owned()).or_insert_with(|| self.topics.count(topic))
     }

@@ -47,10 +47,16 @@ impl Due {
     }
 }
 
-/// Why a record cannot be published.
+/// Why a record cannot be published, or an effect not be made.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the event cannot be published: {0}")]
+#[error("{0}")]
 pub struct Invalid(pub(crate) String);
+
+impl Invalid {
+    fn of_record(why: &str) -> Self {
+        Self(format!("the event cannot be published: {why}"))
+    }
+}
 
 /// One event on its way out.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -71,8 +77,8 @@ impl Record {
 
     /// An event of this type with a body of JSON.
     pub fn json<T: Serialize>(kind: impl Into<String>, payload: &T) -> Result<Self, Invalid> {
-        let body =
-            serde_json::to_vec(payload).map_err(|error| Invalid(format!("its body is no JSON: {error}")))?;
+        let body = serde_json::to_vec(payload)
+            .map_err(|error| Invalid::of_record(&format!("its body is no JSON: {error}")))?;
         Ok(Self::new(kind, body))
     }
 
@@ -146,7 +152,7 @@ impl Record {
 
     /// Whether it keeps every bound.
     pub(crate) fn check(&self) -> Result<(), Invalid> {
-        let invalid = |text: String| Err(Invalid(text));
+        let invalid = |text: String| Err(Invalid::of_record(&text));
         if self.body.len() > limits::BODY_BYTES_MAX {
             return invalid(format!(
                 "expected a body of at most {} bytes, got {}",

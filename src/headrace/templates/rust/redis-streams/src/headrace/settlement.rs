@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
+use super::effect::Effect;
 use super::event::Event;
-use super::handler::Effect;
 use super::observer::Verdict;
 use super::record::Record;
 use super::topic::Topic;

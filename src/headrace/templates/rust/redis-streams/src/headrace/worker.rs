@@ -216,7 +216,9 @@ async fn serve<H: Handler>(
     let tokens = (stop.clone(), give_up.clone());
     let mut dispatcher =
         AbortOnDropHandle::new(tokio::spawn(dispatch(own, handler, idle, deliveries, out, tokens)));
-    let mut committer = AbortOnDropHandle::new(tokio::spawn(Committer::new(Arc::clone(&place)).run(settled)));
+    let leaving = CancellationToken::new();
+    let committer = Committer::new(Arc::clone(&place), leaving.clone());
+    let mut committer = AbortOnDropHandle::new(tokio::spawn(committer.run(settled)));
 
     let mut result = tokio::select! {
         () = stop.cancelled() => Ok(()),
@@ -241,9 +243,11 @@ async fn serve<H: Handler>(
         give_up.cancel();
         let _ended = timeout(limits::RETRY_MAX, &mut dispatcher).await;
     }
+    leaving.cancel();
     let deadline = Instant::now() + limits::LEAVE;
     if !committer.is_finished() {
-        let ended = timeout_at(deadline, &mut committer).await;
+        // What cannot be committed must not keep the worker from handing it back.
+        let ended = timeout_at(deadline - limits::LEAVE / 2, &mut committer).await;
         if ended.is_err() {
             tracing::warn!(stream = place.stream(), "not everything could be committed in time");
         }

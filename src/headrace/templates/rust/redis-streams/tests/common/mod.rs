@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use redis::{FromRedisValue, cmd};
 use service::headrace::{
-    Error, Handler, Node, Publisher, Retry, Subscription, Topic, Topics, Worker, stream_of,
+    Error, Handler, Node, Observer, Publisher, Retry, Subscription, Topic, Topics, Worker, stream_of,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -191,7 +191,11 @@ pub struct Working {
 
 impl Working {
     pub fn start(url: &str, subscription: Subscription, handler: impl Handler) -> Self {
-        let worker = Worker::new(topics(url), subscription, handler, Arc::new(())).unwrap();
+        Self::observed(url, subscription, handler, ())
+    }
+
+    pub fn observed(url: &str, own: Subscription, handler: impl Handler, observer: impl Observer) -> Self {
+        let worker = Worker::new(topics(url), own, handler, Arc::new(observer)).unwrap();
         let stop = CancellationToken::new();
         Self { task: tokio::spawn(worker.run(stop.clone())), stop }
     }
@@ -214,45 +218,68 @@ impl Working {
     }
 }
 
-/// Between client and server: loses answers on demand.
+/// Between client and server: loses questions and answers on demand.
 pub struct Proxy {
     pub url: String,
-    lose: Arc<AtomicBool>,
+    faults: Arc<Faults>,
+}
+
+#[derive(Default)]
+struct Faults {
+    question: AtomicBool,
+    answer: AtomicBool,
 }
 
 impl Proxy {
     pub async fn start(to: &str) -> Self {
+        Self::at("127.0.0.1:0", to).await
+    }
+
+    pub async fn at(address: &str, to: &str) -> Self {
         let to = to.trim_start_matches("redis://").to_owned();
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let listener = TcpListener::bind(address).await.unwrap();
         let url = format!("redis://{}", listener.local_addr().unwrap());
-        let lose = Arc::new(AtomicBool::new(false));
-        let losing = Arc::clone(&lose);
+        let faults = Arc::new(Faults::default());
+        let own = Arc::clone(&faults);
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
-                tokio::spawn(pass(client, to.clone(), Arc::clone(&losing)));
+                tokio::spawn(pass(client, to.clone(), Arc::clone(&own)));
             }
         });
-        Self { url, lose }
+        Self { url, faults }
     }
 
     /// The next answer is lost, and its connection with it.
     pub fn lose_an_answer(&self) {
-        self.lose.store(true, Ordering::SeqCst);
+        self.faults.answer.store(true, Ordering::SeqCst);
+    }
+
+    /// What is asked next is lost and, a moment later, its connection.
+    pub fn lose_a_question(&self) {
+        self.faults.question.store(true, Ordering::SeqCst);
     }
 }
 
-async fn pass(mut client: TcpStream, to: String, lose: Arc<AtomicBool>) {
+async fn pass(mut client: TcpStream, to: String, faults: Arc<Faults>) {
     let Ok(mut server) = TcpStream::connect(to).await else { return };
     let (mut asked, mut answered) = (vec![0; 1 << 16], vec![0; 1 << 16]);
     loop {
         tokio::select! {
             n = client.read(&mut asked) => match n {
-                Ok(n) if n > 0 => if server.write_all(&asked[..n]).await.is_err() { return },
+                Ok(n) if n > 0 => {
+                    if faults.question.swap(false, Ordering::SeqCst) {
+                        return sleep(Duration::from_millis(20)).await;
+                    }
+                    if server.write_all(&asked[..n]).await.is_err() {
+                        return;
+                    }
+                }
                 _ => return,
             },
             n = server.read(&mut answered) => match n {
                 Ok(n) if n > 0 => {
-                    if lose.swap(false, Ordering::SeqCst) || client.write_all(&answered[..n]).await.is_err() {
+                    let lost = faults.answer.swap(false, Ordering::SeqCst);
+                    if lost || client.write_all(&answered[..n]).await.is_err() {
                         return;
                     }
                 }

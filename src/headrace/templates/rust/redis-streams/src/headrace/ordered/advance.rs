@@ -5,6 +5,7 @@ use std::iter;
 
 use redis::{Cmd, Value};
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use crate::headrace::backoff::Backoff;
 use crate::headrace::commit::{Writes, topics_of};
@@ -32,10 +33,13 @@ pub(crate) struct Advance<'a> {
     pub lease: &'a Lease,
     pub stream: &'a str,
     pub group: &'a GroupKeys,
+    /// The worker leaves the partition.
+    pub leaving: &'a CancellationToken,
 }
 
 impl Advance<'_> {
-    /// Settles them all, however often it takes; an error is final.
+    /// Settles them all, however often it takes; an error is final. A worker that leaves does not wait until there is room for what
+    /// they write: they are left to the next one, which handles them again.
     pub async fn settle(&self, mut batch: Batch, intake: &mut Intake) -> Result<(), Error> {
         let mut backoff = Backoff::new(format!("settling what is in hand of {}", self.stream));
         while !batch.items.is_empty() {
@@ -66,7 +70,16 @@ impl Advance<'_> {
                     let _asked_again = self.topics.recount(&topic).await;
                 }
             }
-            backoff.wait(&error).await; // a repeated call writes nothing again
+            let leaving = self.leaving.is_cancelled();
+            if leaving && error.is_held_up() {
+                let (stream, events) = (self.stream, batch.items.len());
+                tracing::warn!(stream, events, reason = %error, "not settled; left to the next worker");
+                return Ok(());
+            }
+            tokio::select! {
+                () = backoff.wait(&error) => {} // a repeated call writes nothing again
+                () = self.leaving.cancelled(), if !leaving => {}
+            }
         }
         Ok(())
     }

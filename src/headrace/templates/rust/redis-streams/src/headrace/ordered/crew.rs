@@ -172,7 +172,8 @@ impl<H: Handler> Crew<H> {
             self.give_up.cancel();
         }
         let deadline = Instant::now() + limits::LEAVE;
-        let mut given = timeout_at(deadline, join_rest(&mut self.tenures, &mut result)).await.is_ok();
+        let settled = deadline - limits::LEAVE / 2; // what cannot be settled must not keep the worker from leaving
+        let mut given = timeout_at(settled, join_rest(&mut self.tenures, &mut result)).await.is_ok();
         self.tenures.shutdown().await;
         given &= matches!(timeout_at(deadline, self.members.call(How::Leave)).await, Ok(Ok(_)));
         if !given {

@@ -20,8 +20,8 @@ pub(crate) async fn drained(
 ) -> Result<bool, Error> {
     let mut at = keys.stream.clone();
     loop {
-        let known = cmd("HEXISTS").arg(&GroupKeys::new(&at, name).record).arg("drained").to_owned();
-        if node.command::<bool>(&known).await? {
+        let known = cmd("HGET").arg(&GroupKeys::new(&at, name).record).arg("drained").to_owned();
+        if node.command::<Option<String>>(&known).await?.is_some() {
             break;
         }
         let packed = PartitionKeys::new(&at).packed;

@@ -97,6 +97,7 @@ impl<H: Handler> Rounds<H> {
             lease: &self.lease,
             stream: &self.partition.keys.stream,
             group: &self.partition.group,
+            leaving: &self.stop.leaving,
         };
         advance.settle(batch, &mut self.intake).await
     }
@@ -139,6 +140,7 @@ impl<H: Handler> Rounds<H> {
             }
             let name = String::from_utf8_lossy(event.origin()).into_owned();
             if name == self.poison {
+                self.poison.clear(); // an operator may send it again: then it is an event like any other
                 let deaths = limits::DEATHS_MAX;
                 tracing::error!(id = %event.id(), "dead-lettered: its workers died");
                 batch.items[at].outcome =
