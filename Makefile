@@ -19,9 +19,9 @@ install: $(STAMP) ## installs into .venv (all others do this by themselves)
 demo: $(STAMP) ## 336,776 real events through workers that are killed on the way
 	@$(BIN)/headrace demo $(ARGS)
 
-test: $(STAMP) ## every test, on real servers
+test: $(STAMP) ## every test, on real servers; two at a time, for they mostly wait
 	@bash tools/servers.sh
-	@$(BIN)/python -m pytest -q $(ARGS)
+	@$(BIN)/python -m pytest -q -n 2 --dist worksteal $(ARGS)
 
 test-stacks: $(STAMP) ## generated services: compiled, linted, tested
 	@bash tools/servers.sh
