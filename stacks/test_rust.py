@@ -59,8 +59,13 @@ quality:
     type: redis-streams
     why: the orders of a customer are handled in their order
     streams:
-      - {name: orders, partitions: 8, key: customer, group: desk, consumer: {ordered: true, deadLetter: "{orders}:dead:desk"}}
-      - {name: orders.accepted, role: [produce]}
+      - name: orders
+        partitions: 8
+        key: customer
+        retention: {maxage: 1d}
+        group: desk
+        consumer: {ordered: true, deadLetter: "{orders}:dead:desk"}
+      - {name: orders.accepted, role: [produce], retention: {maxage: 1d}}
 """
 PEER = """
 from msgspec import Struct
