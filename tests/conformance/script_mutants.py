@@ -42,7 +42,7 @@ MUTANTS: Final = (
     ScriptMutant(
         "lost retry row",
         "commit",
-        "delay(KEYS[5], clock() + tonumber(ARGV[p + 1]), p + 3, p + 2 + argc)",
+        "keep(KEYS[5], clock() + tonumber(ARGV[p + 1]), ARGV, p + 3, p + 2 + argc)",
         "",
         "a_retry_comes_after_its_delay",
     ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -23,6 +24,11 @@ def key_through(*numbers: int) -> bytes:
     """A key that is in these partitions of 2, 4 and 8."""
     names = (b"k%d" % n for n in range(10_000))
     return next(n for n in names if tuple(partition_of(n, of) for of in (2, 4, 8)) == numbers)
+
+
+async def twice(stage: Play) -> None:
+    await stage.grow(4)
+    await stage.grow(8)
 
 
 class Held(Client):
@@ -56,8 +62,7 @@ def test_a_key_that_moves_twice_waits_for_where_it_was_first(server: Server) -> 
         await publisher.publish(ORDERS, numbered(key, 0, 1, 2))
         held = [*await feed.take(100, 5.0)]
         assert len(held) == 3
-        await stage.grow(4)
-        await stage.grow(8)
+        await twice(stage)
         await publisher.publish(ORDERS, numbered(key, 3))
         assert server.command("XLEN", "orders.6") == 1
         other = await stage.worker("other", ordered=True)
@@ -136,8 +141,7 @@ def test_who_is_late_with_the_last_steps_changes_nothing(server: Server, words: 
         await publisher.publish(ORDERS, numbered(MOVES, 0))
 
         async def others() -> None:
-            await stage.grow(4)
-            await stage.grow(8)
+            await twice(stage)
             server.command("HSETNX", "headrace:growing", "orders", 16)  # and there it died
 
         await stage.grow(4, client=Held(stage.settings, words, others))
@@ -158,11 +162,7 @@ def test_who_looked_long_ago_leaves_no_mark(server: Server) -> None:
         publisher = await stage.program()
         await publisher.publish(ORDERS, numbered(MOVES, 0))
 
-        async def others() -> None:
-            await stage.grow(4)
-            await stage.grow(8)
-
-        late = Held(stage.settings, ("HSETNX", b"headrace:growing"), others)
+        late = Held(stage.settings, ("HSETNX", b"headrace:growing"), partial(twice, stage))
         with pytest.raises(Exception, match="cannot get fewer"):
             await stage.grow(4, client=late)
         assert late.met

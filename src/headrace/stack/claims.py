@@ -220,6 +220,8 @@ def kept(manifest: Manifest, facts: Facts) -> Iterator[Finding]:
 
 def outgrown(manifest: Manifest, facts: Facts) -> Iterator[Finding]:
     """HR313."""
+    if manifest.events.outgrow is None:
+        return
     try:
         conditions(manifest, facts)
     except ConfigurationError as e:

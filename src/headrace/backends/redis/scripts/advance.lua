@@ -14,7 +14,7 @@
 --         nothing was written.
 local call, source, group = redis.call, KEYS[1], ARGV[1]
 -- include append
--- include record
+-- include keep
 -- include writes
 local record = call('HMGET', KEYS[3], 'token', 'cursor', 'read', 'commits')
 if record[1] ~= ARGV[2] then return redis.error_reply('FENCED ' .. (call('HGET', KEYS[3], 'owner') or 'nobody') .. ' has the lease') end

@@ -17,7 +17,7 @@ local held, np, nr, total = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[
 local retry_source = source == KEYS[2]
 local lost, refused, won, handled, extra = {}, {}, 0, 0, 0
 -- include append
--- include record
+-- include keep
 -- include writes
 -- One proof instead of a gate per entry: each consumer name is one read buffer, so if it has as many pending entries as the client holds,
 -- these are the same entries (they leave only by XACK or a claim, they enter only by reads of the holder).

@@ -22,8 +22,9 @@ local function find(key)
 end
 -- include append
 -- include record
+-- include keep
 -- include extra
--- include behind
+-- include pages
 local exists = call('EXISTS', stream) == 1
 local info, added, length = find(stream), 0, 0
 if exists then
@@ -48,19 +49,13 @@ local function delayed_aside()
   end
 end
 local function aside_delayed()
-  local from, page = '-', nil
-  repeat
-    page = call('XRANGE', KEYS[2], from, '+', 'COUNT', 500)
-    for _, aside in ipairs(page) do
-      local own, parts = aside[2], {}
-      if own[1] == 'due' then
-        for i = 3, #own do parts[i - 2] = #own[i] .. ':' .. own[i] .. ',' end
-        keep_record(KEYS[6], tonumber(own[2]), table.concat(parts))
-        call('XDEL', KEYS[2], aside[1])
-      end
-      from = '(' .. aside[1]
+  each(KEYS[2], '-', function(aside)
+    local own = aside[2]
+    if own[1] == 'due' then
+      keep(KEYS[6], tonumber(own[2]), own, 3, #own)
+      call('XDEL', KEYS[2], aside[1])
     end
-  until #page == 0
+  end)
 end
 local function begin(origin, place)                                   -- what an earlier life of the group left behind is carried over
   local carried = 0

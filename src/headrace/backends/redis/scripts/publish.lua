@@ -37,16 +37,7 @@ local function prepare()                                    -- only for records 
   call('ZCARD', KEYS[3])                                     -- a wrong type fails here, before the first write
   call('ZREMRANGEBYSCORE', KEYS[4], '-inf', now)
 end
-local function delay(due, a, width)
-  local parts, copy = {}, 1
-  for i = 4, width do parts[#parts + 1] = fmt('%d:', #a[i]) .. a[i] .. ',' end
-  local record = table.concat(parts)
-  local member = record
-  while call('ZADD', KEYS[3], 'NX', fmt('%d', due), member) == 0 do  -- the same given id and body, after its window: both must wait
-    copy = copy + 1
-    member = record .. fmt('4:copy,%d:%d,', #fmt('%d', copy), copy)
-  end
-end
+-- include keep
 
 local idpat = producer .. '.' .. ARGV[2] .. '.%d'
 local p, seq, total, repeats, ids = 9, first, #ARGV, 0, 0
@@ -92,8 +83,8 @@ while p <= total do
         for i = 1, nv do a[base + 2 * i] = ARGV[p + i - 1] end
         if not fresh then repeats = repeats + 1
         elseif due == '' then call(unpack(a, 1, width))
-        elseif string.sub(due, 1, 1) == '+' then delay(now + tonumber(string.sub(due, 2)), a, width)
-        else delay(tonumber(due), a, width) end
+        elseif string.sub(due, 1, 1) == '+' then keep(KEYS[3], now + tonumber(string.sub(due, 2)), a, 4, width)
+        else keep(KEYS[3], tonumber(due), a, 4, width) end
       end
       p = p + nv; seq = seq + 1
     end

@@ -9,7 +9,7 @@ if call('EXISTS', stream) == 1 then
   length = call('XLEN', stream)
 end
 -- include extra
--- include behind
+-- include pages
 local place = '(' .. ARGV[2]
 if ARGV[2] == '0' then place = '-' elseif ARGV[2] == '$' then place = '+' end
 local extra_origin = place == '+' and call('HGET', KEYS[6], 'extra') or extra_before(KEYS[6], place)
@@ -22,22 +22,16 @@ call('XGROUP', 'CREATE', stream, group, ARGV[2], 'MKSTREAM', 'ENTRIESREAD', orig
 if ARGV[2] ~= '$' and call('HGET', KEYS[2], 'mode') == 'ordered' then  -- what is read again is not there a second time, ahead of those before it
   local after_ms, after_seq = string.match(ARGV[2], '^(%d+)-?(%d*)')
   after_ms, after_seq = tonumber(after_ms), tonumber(after_seq) or 0
-  local from, page = '-', nil
-  repeat
-    page = call('XRANGE', KEYS[3], from, '+', 'COUNT', 1000)
-    for _, aside in ipairs(page) do
-      local entry
-      for i = 1, #aside[2], 2 do if aside[2][i] == 'origin' then entry = string.match(aside[2][i + 1], '^%d+%-%d+') end end
-      if entry then
-        local ms, seq = string.match(entry, '^(%d+)-(%d+)$')
-        ms, seq = tonumber(ms), tonumber(seq)
-        if (ms > after_ms or (ms == after_ms and seq > after_seq)) and #call('XRANGE', stream, entry, entry) == 1 then
-          call('XDEL', KEYS[3], aside[1])
-        end
-      end
-      from = '(' .. aside[1]
+  each(KEYS[3], '-', function(aside)
+    local entry
+    for i = 1, #aside[2], 2 do if aside[2][i] == 'origin' then entry = string.match(aside[2][i + 1], '^%d+%-%d+') end end
+    if not entry then return end
+    local ms, seq = string.match(entry, '^(%d+)-(%d+)$')
+    ms, seq = tonumber(ms), tonumber(seq)
+    if (ms > after_ms or (ms == after_ms and seq > after_seq)) and #call('XRANGE', stream, entry, entry) == 1 then
+      call('XDEL', KEYS[3], aside[1])
     end
-  until #page == 0
+  end)
 end
 local carried = 0
 if call('EXISTS', KEYS[3]) == 1 then carried = carried + call('XLEN', KEYS[3]) end

@@ -8,10 +8,3 @@ local function read_record(record, fields)                      -- adds the fiel
   end
   return fields
 end
-local function keep_record(key, due, record)
-  local member, copy = record, 1
-  while call('ZADD', key, 'NX', string.format('%d', due), member) == 0 do  -- another copy of the same event waits already: both must
-    copy = copy + 1
-    member = record .. string.format('4:copy,%d:%d,', #string.format('%d', copy), copy)
-  end
-end

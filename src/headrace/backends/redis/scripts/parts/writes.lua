@@ -117,11 +117,6 @@ local function slice(fields, from, to)
   for i = from, to do fields[#fields + 1] = ARGV[i] end
   return fields
 end
-local function delay(key, due, from, to)
-  local parts = {}
-  for i = from, to do parts[#parts + 1] = #ARGV[i] .. ':' .. ARGV[i] .. ',' end
-  keep_record(key, due, table.concat(parts))
-end
 local function output(p)
   local place, window, id, due, argc = tonumber(ARGV[p + 1]), tonumber(ARGV[p + 3]), ARGV[p + 5], ARGV[p + 6], tonumber(ARGV[p + 7])
   if id ~= '' then
@@ -131,8 +126,8 @@ local function output(p)
     if call('PTTL', ids) < window then call('PEXPIRE', ids, window) end
   end
   if due == '' then call('XADD', KEYS[place], '*', unpack(ARGV, p + 8, p + 7 + argc))  -- `check` has seen that they are not too many
-  elseif string.sub(due, 1, 1) == '+' then delay(KEYS[place + 1], clock() + tonumber(string.sub(due, 2)), p + 8, p + 7 + argc)
-  else delay(KEYS[place + 1], tonumber(due), p + 8, p + 7 + argc) end
+  elseif string.sub(due, 1, 1) == '+' then keep(KEYS[place + 1], clock() + tonumber(string.sub(due, 2)), ARGV, p + 8, p + 7 + argc)
+  else keep(KEYS[place + 1], tonumber(due), ARGV, p + 8, p + 7 + argc) end
 end
 local function apply(p, stop)
   while p <= stop do
@@ -146,7 +141,7 @@ local function apply(p, stop)
       p = p + 8 + tonumber(ARGV[p + 7])
     elseif op == 'Z' then
       local argc = tonumber(ARGV[p + 2])
-      delay(KEYS[5], clock() + tonumber(ARGV[p + 1]), p + 3, p + 2 + argc)
+      keep(KEYS[5], clock() + tonumber(ARGV[p + 1]), ARGV, p + 3, p + 2 + argc)
       p = p + 3 + argc
     elseif op == 'P' then
       local argc = tonumber(ARGV[p + 2])

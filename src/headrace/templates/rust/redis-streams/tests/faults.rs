@@ -62,22 +62,9 @@ async fn a_server_that_is_killed_and_started_again_loses_nothing() {
     }
     let slow = Slow::new(&topic, Duration::from_millis(5));
     let working = Working::start(&server.url, subscription(&topic), slow.clone());
-    let publisher = server.publisher();
-    let publishing = {
-        let topic = topic.clone();
-        tokio::spawn(async move {
-            for n in 0..200 {
-                publisher.publish_all(&topic, numbered(n * 10, 10)).await.unwrap();
-                sleep(Duration::from_millis(5)).await;
-            }
-        })
-    };
-    for _ in 0..3 {
-        sleep(Duration::from_millis(200)).await;
-        server.kill();
-        sleep(Duration::from_millis(100)).await;
-        server.start_again().await;
-    }
+    let publishing =
+        server.publishing(&topic, Duration::from_millis(5), (0..200).map(|n| numbered(n * 10, 10)));
+    server.crash().await;
     publishing.await.unwrap();
     server.settled(&topic, 2_000, 0).await;
     slow.counted(&server, 2_000).await;

@@ -69,6 +69,15 @@ impl Log {
         calls.iter().filter(|(own, ..)| own == key).map(|(_, n, attempt)| (*n, *attempt)).collect()
     }
 
+    /// All of the first so many [`mixed`] numbers of each key are settled, and in order.
+    async fn is_done(&self, server: &Server, topic: &Topic, count: usize) {
+        let handled = fine(count).count();
+        settled(server, topic, handled * KEYS, (count - handled) * KEYS).await;
+        for key in (0..KEYS).map(key) {
+            self.is_in_order(server, &key, fine(count)).await;
+        }
+    }
+
     /// These were handled, once and in this order; and never two of a key at the same time.
     async fn is_in_order(&self, server: &Server, key: &str, expected: impl Iterator<Item = usize>) {
         let done: Vec<usize> = server.ask(&format!("LRANGE {} 0 -1", self.list(key))).await;
@@ -208,11 +217,7 @@ async fn what_a_killed_worker_had_is_taken_over_in_order() {
         working.kill().await;
         working = Working::start(&server.url, ordered(&topic), log.clone());
     }
-    let handled = fine(80).count();
-    settled(&server, &topic, handled * KEYS, (80 - handled) * KEYS).await;
-    for key in (0..KEYS).map(key) {
-        log.is_in_order(&server, &key, fine(80)).await;
-    }
+    log.is_done(&server, &topic, 80).await;
     working.stop().await;
 }
 
@@ -231,16 +236,8 @@ async fn workers_share_the_partitions_and_one_that_stops_gives_its_back_at_once(
         counts.sort_unstable();
         counts
     };
-    let publisher = server.publisher();
-    let publishing = {
-        let topic = topic.clone();
-        tokio::spawn(async move {
-            for n in 0..100 {
-                publisher.publish_all(&topic, records(n..n + 1, |_| "")).await.unwrap();
-                sleep(Duration::from_millis(10)).await;
-            }
-        })
-    };
+    let batches = (0..100).map(|n| records(n..n + 1, |_| ""));
+    let publishing = server.publishing(&topic, Duration::from_millis(10), batches);
     let quick = async |what: &str, expected: &[usize]| {
         let shared = until(what, async || counts().await == expected);
         assert!(timeout(Duration::from_secs(8), shared).await.is_ok(), "{what}: {:?}", counts().await);
@@ -279,28 +276,11 @@ async fn a_server_that_is_killed_and_started_again_loses_neither_events_nor_thei
     }
     let log = Log::new(&topic, Duration::from_millis(2));
     let working = Working::start(&server.url, ordered(&topic), log.clone());
-    let publisher = server.publisher();
-    let publishing = {
-        let topic = topic.clone();
-        tokio::spawn(async move {
-            for n in 0..100 {
-                publisher.publish_all(&topic, records(n..n + 1, mixed)).await.unwrap();
-                sleep(Duration::from_millis(5)).await;
-            }
-        })
-    };
-    for _ in 0..3 {
-        sleep(Duration::from_millis(200)).await;
-        server.kill();
-        sleep(Duration::from_millis(100)).await;
-        server.start_again().await;
-    }
+    let publishing =
+        server.publishing(&topic, Duration::from_millis(5), (0..100).map(|n| records(n..n + 1, mixed)));
+    server.crash().await;
     publishing.await.unwrap();
-    let handled = fine(100).count();
-    settled(&server, &topic, handled * KEYS, (100 - handled) * KEYS).await;
-    for key in (0..KEYS).map(key) {
-        log.is_in_order(&server, &key, fine(100)).await;
-    }
+    log.is_done(&server, &topic, 100).await;
     working.stop().await;
 }
 
@@ -317,11 +297,7 @@ async fn answers_that_are_lost_change_nothing() {
         proxy.lose_an_answer();
         sleep(Duration::from_millis(60)).await;
     }
-    let handled = fine(40).count();
-    settled(&server, &topic, handled * KEYS, (40 - handled) * KEYS).await;
-    for key in (0..KEYS).map(key) {
-        log.is_in_order(&server, &key, fine(40)).await;
-    }
+    log.is_done(&server, &topic, 40).await;
     working.stop().await;
 }
 

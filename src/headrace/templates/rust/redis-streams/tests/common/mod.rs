@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use redis::{FromRedisValue, cmd};
 use service::headrace::{
-    Error, Handler, Node, Observer, Publisher, Retry, Subscription, Topic, Topics, Worker, stream_of,
+    Error, Handler, Node, Observer, Publisher, Record, Retry, Subscription, Topic, Topics, Worker, stream_of,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -65,6 +65,32 @@ impl Server {
         let (child, dir, port) = self.own.as_mut().unwrap();
         *child = launch(dir, *port);
         self.wait().await;
+    }
+
+    /// It crashes and comes back, a few times.
+    pub async fn crash(&mut self) {
+        for _ in 0..3 {
+            sleep(Duration::from_millis(200)).await;
+            self.kill();
+            sleep(Duration::from_millis(100)).await;
+            self.start_again().await;
+        }
+    }
+
+    /// Publishes one batch after the other, so long apart.
+    pub fn publishing(
+        &self,
+        topic: &Topic,
+        apart: Duration,
+        batches: impl Iterator<Item = Vec<Record>> + Send + 'static,
+    ) -> JoinHandle<()> {
+        let (publisher, topic) = (self.publisher(), topic.clone());
+        tokio::spawn(async move {
+            for batch in batches {
+                publisher.publish_all(&topic, batch).await.unwrap();
+                sleep(apart).await;
+            }
+        })
     }
 
     /// One command, its words separated by blanks.
