@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -21,15 +20,11 @@ from msgspec import Struct
 
 from headrace import Headrace
 from stacks.conftest import ROOT, run
+from tests.absent import not_run
 from tests.secure import certificate, secured
 from tests.servers import Server, require
 
-pytestmark = [
-    pytest.mark.timeout(1_800),
-    pytest.mark.skipif(
-        shutil.which("cargo") is None, reason="NOT RUN: Rust services; install cargo, rustfmt and clippy"
-    ),
-]
+pytestmark = pytest.mark.timeout(1_800)
 TARGET = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / ".cargo-target"))
 """Shared by all, so that what they have in common is compiled once."""
 COUNT = 3_000
@@ -103,6 +98,25 @@ class OrderPlaced(Struct):  # noqa: D101 - as the service has it
     order_id: str
     customer: str
     amount_cents: int
+
+
+@pytest.fixture(scope="session", autouse=True)
+def crates(tmp_path_factory: pytest.TempPathFactory, tool: Path) -> None:
+    """The compiler and all crates are here, or can be had; without them no test of Rust runs, and the end says so."""
+    for words in (["rustc"], ["cargo", "fmt"], ["cargo", "clippy"]):
+        name = "-".join(words)
+        try:
+            said = subprocess.run([*words, "--version"], capture_output=True, text=True, check=False)
+        except FileNotFoundError:
+            not_run(name, "not on PATH; install Rust with rustfmt and clippy (rustup does)")
+        if said.returncode:
+            not_run(name, (said.stderr.strip() or said.stdout.strip()).splitlines()[0])
+    for kind in ("rust-axum", "rust-grpc"):
+        service = generated(tool, tmp_path_factory.mktemp(kind), kind)
+        said = subprocess.run(["cargo", "fetch"], cwd=service, capture_output=True, text=True, timeout=600, check=False)
+        if said.returncode and any(words in said.stderr for words in ("failed to download", "network failure")):
+            not_run("crates", f"`cargo fetch` cannot download them: {said.stderr.strip().splitlines()[-1].strip()}")
+        assert said.returncode == 0, said.stderr
 
 
 def generated(tool: Path, folder: Path, kind: str, *, ordered: bool = False) -> Path:

@@ -25,3 +25,12 @@ def skipped(reports: Iterable[pytest.TestReport | pytest.CollectReport]) -> list
     return [
         f"NOT RUN: {reason} ({count} {'test' if count == 1 else 'tests'})" for reason, count in sorted(counts.items())
     ]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """A run in which a test was skipped is not a full one, and says so."""
+    lines = skipped(terminalreporter.stats.get("skipped", ()))
+    if lines:
+        terminalreporter.section("NOT RUN", sep="!", red=True, bold=True)
+        for line in lines:
+            terminalreporter.line(line, red=True)
