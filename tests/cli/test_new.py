@@ -30,6 +30,17 @@ def test_a_service_is_there_and_can_be_upgraded(tmp_path: Path, monkeypatch: pyt
     assert "retain_s=172800" in (tmp_path / "shop" / "src" / "shop" / "topics.py").read_text()
 
 
+def test_it_says_how_the_service_finds_a_headrace_that_is_on_no_index(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    said = say("new", "shop", "--type", "python-worker").err.splitlines()
+    (command,) = (line for line in said if "pip wheel" in line)
+    subprocess.run(["/bin/sh", "-c", f'{command} && test -n "$PIP_FIND_LINKS"'], check=True)
+    assert [path.name.partition("-")[0] for path in (tmp_path / "wheels").iterdir()] == ["headrace"]
+    assert "pip wheel" not in say("new", "till", "--type", "rust-axum").err
+
+
 def test_a_dry_run_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     said = say("new", "shop", "--type", "python-fastapi", "--dry-run")

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import argparse
 import datetime as dt
+import importlib.metadata
+import json
+import shlex
+import sys
 from pathlib import Path
+from typing import Any
 
 from headrace.cli import output
 from headrace.cli.command import Command, require
@@ -50,8 +55,26 @@ def _execute(args: argparse.Namespace) -> int:
         output.note(str(finding))
     if described.differs:
         output.note(f"the requirements ask for {described.differs}")
+    source = _source() if args.type.startswith("python-") else None
+    if source is not None:
+        output.note(
+            "this headrace comes from no package index, where the service looks for it; so first:\n"
+            f"  {shlex.join((sys.executable, '-m', 'pip', 'wheel', '-q', '--no-deps', '-w', 'wheels', source))}"
+            " && export PIP_FIND_LINKS=$PWD/wheels"
+        )
     output.note(f"next: cd {target} && make test; then read README.md")
     return OK
+
+
+def _source() -> str | None:
+    """What pip installed this package from, if that was no index (PEP 610)."""
+    text = importlib.metadata.distribution("headrace").read_text("direct_url.json")
+    if text is None:
+        return None
+    found: dict[str, Any] = json.loads(text)
+    vcs: dict[str, str] | None = found.get("vcs_info")
+    url: str = found["url"]
+    return url if vcs is None else f"{vcs['vcs']}+{url}@{vcs['commit_id']}"
 
 
 COMMANDS = {"new": Command(_arguments, _execute)}
