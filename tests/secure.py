@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import shutil
+import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from tests.absent import not_run
-from tests.servers import Server, free_port
+from tests.servers import Server, free_port, program
+from tests.waiting import wait_until
 
 
 def certificate(folder: Path, *names: str) -> Path:
@@ -33,3 +36,31 @@ def secured(file: Path, **settings: Any) -> Iterator[tuple[Server, str]]:
     settings |= {name: str(path) for name, path in keys.items()}
     with Server("redis", tls_port=port, tls_auth_clients="no", **settings) as server:
         yield server, f"rediss://localhost:{port}?ssl_ca_certs={file}"
+
+
+@contextmanager
+def watched(file: Path, url: str) -> Iterator[str]:
+    """A sentinel that speaks TLS and watches that server under the name `main`; where a client finds it."""
+    port = free_port()
+    configuration = file.parent / "sentinel.conf"
+    configuration.write_text(
+        f"port 0\ntls-port {port}\ntls-auth-clients no\ntls-replication yes\ndir {file.parent}\n"
+        f"tls-cert-file {file}\ntls-key-file {file.with_suffix('.key')}\ntls-ca-cert-file {file}\n"
+        f"sentinel monitor main 127.0.0.1 {urlsplit(url).port} 1\n"
+    )
+    log = file.parent / "sentinel.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [program("redis"), str(configuration), "--sentinel"], stdout=output, stderr=subprocess.STDOUT
+        )
+
+    def listens() -> bool:
+        with socket.socket() as one:
+            return one.connect_ex(("127.0.0.1", port)) == 0
+
+    try:
+        wait_until(listens, "the sentinel listens")
+        yield f"rediss+sentinel://localhost:{port}/main?ssl_ca_certs={file}"
+    finally:
+        process.kill()
+        process.wait()

@@ -11,7 +11,7 @@ import pytest
 from headrace import Context, Headrace, NotConnected
 from headrace.runtime.signals import Stop
 from headrace.runtime.worker import serve
-from tests.secure import certificate, secured
+from tests.secure import certificate, secured, watched
 from tests.servers import Server, require
 from tests.waiting import wait_until, wait_until_async
 
@@ -37,7 +37,16 @@ def of_cluster(tmp_path: Path) -> Iterator[tuple[Server, str]]:
         yield server, url.replace("rediss://", "rediss+cluster://")
 
 
-@pytest.mark.parametrize("where", ["secure", "of_cluster"])
+@pytest.fixture
+def behind_sentinel(tmp_path: Path) -> Iterator[tuple[Server, str]]:
+    """The same of a primary that a sentinel names, which speaks TLS, too."""
+    require("redis")
+    file = certificate(tmp_path, "DNS:localhost", "IP:127.0.0.1")
+    with secured(file) as (server, url), watched(file, url) as found:
+        yield server, found
+
+
+@pytest.mark.parametrize("where", ["secure", "of_cluster", "behind_sentinel"])
 def test_events_are_handled_once_though_the_server_is_killed(request: pytest.FixtureRequest, where: str) -> None:
     server, url = request.getfixturevalue(where)
 
