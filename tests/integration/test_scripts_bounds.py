@@ -221,3 +221,24 @@ def test_what_waits_for_its_retry_goes_with_the_mode(server: Server, *, ordered:
         assert (group.delayed, group.retrying, group.missing) == (0, 0, 0)
 
     playing(server, play)
+
+
+@pytest.mark.parametrize(("size", "at_once"), [(1, 1_000), (1 << 20, 16)])
+def test_what_is_due_at_once_is_appended_by_bounded_calls(server: Server, size: int, at_once: int) -> None:
+    """A thousand events of 1 MiB in one call would hold everybody up for seconds."""
+    count = at_once * 5 // 2
+
+    async def play(backend: RedisBackend, _inspector: RedisInspector) -> None:
+        keys, bodies = (b"orders", b"{orders}:delayed"), [b"%d " % n + b"x" * (size - 8) for n in range(count)]
+        for n, body in enumerate(bodies):
+            server.command("ZADD", "{orders}:delayed", n + 1, b"4:data,%d:%b," % (len(body), body))
+        lengths = list[int]()
+        while not lengths or lengths[-1] < count:
+            (wait_ms, _, _) = await backend.client.call("tend", keys, b"", 0, 1_000)
+            lengths.append(server.command("XLEN", "orders"))
+            assert wait_ms == (0 if lengths[-1] < count else -1)
+        assert lengths == [at_once, 2 * at_once, count]
+        entries = server.command("XRANGE", "orders", "-", "+")
+        assert [fields[1] for _, fields in entries] == bodies
+
+    playing(server, play)
