@@ -114,54 +114,65 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+class _Line:
+    """One line on the terminal's stderr that is rewritten; silent elsewhere."""
+
+    def __init__(self) -> None:
+        self.live = sys.stderr.isatty()
+        self._width = 0
+
+    def write(self, text: str) -> None:
+        if self.live:
+            shown, self._width = (
+                text.ljust(self._width),
+                len(text),
+            )  # first: an interrupt may come as soon as it is written
+            sys.stderr.write("\r" + shown)
+            sys.stderr.flush()
+
+    def clear(self) -> None:
+        if self._width:
+            sys.stderr.write("\r" + " " * self._width + "\r")
+            sys.stderr.flush()
+            self._width = 0
+
+
 class Progress:
-    """One line on the terminal's stderr that is rewritten while work goes on; silent elsewhere."""
+    """How much is done, on one line of the terminal while work goes on."""
 
     def __init__(self, verb: str) -> None:
         """`verb` in the past tense: what was done to the events counted."""
         self._verb = verb
-        self._live = sys.stderr.isatty()
+        self._line = _Line()
         self._started = self._shown = time.monotonic()
-        self._width = 0
 
     def show(self, done: int, detail: str = "") -> None:
         """How much is done now; rewrites the line a few times a second."""
         now = time.monotonic()
-        if not self._live or now - self._shown < _EVERY_S:
+        if not self._line.live or now - self._shown < _EVERY_S:
             return
         self._shown = now
-        text = f"{self._verb} {done:,}, {done / (now - self._started):,.0f}/s{', ' + detail if detail else ''}"
-        sys.stderr.write("\r" + text.ljust(self._width))
-        sys.stderr.flush()
-        self._width = len(text)
+        self._line.write(
+            f"{self._verb} {done:,}, {done / (now - self._started):,.0f}/s{', ' + detail if detail else ''}"
+        )
 
     def end(self) -> float:
         """Clears the line; returns the seconds since the start."""
-        if self._width:
-            sys.stderr.write("\r" + " " * self._width + "\r")
-            sys.stderr.flush()
-            self._width = 0
+        self._line.clear()
         return time.monotonic() - self._started
 
 
 class Stage:
-    """One line on the terminal's stderr that says what goes on; silent elsewhere."""
+    """What goes on, on one line of the terminal."""
 
     def __init__(self) -> None:
         """Nothing is shown yet."""
-        self._live = sys.stderr.isatty()
-        self._width = 0
+        self._line = _Line()
 
     def show(self, text: str) -> None:
         """Replaces the line."""
-        if self._live:
-            sys.stderr.write("\r" + f"{text} ...".ljust(self._width))
-            sys.stderr.flush()
-            self._width = len(text) + 4
+        self._line.write(f"{text} ...")
 
     def end(self) -> None:
         """Clears the line."""
-        if self._width:
-            sys.stderr.write("\r" + " " * self._width + "\r")
-            sys.stderr.flush()
-            self._width = 0
+        self._line.clear()
