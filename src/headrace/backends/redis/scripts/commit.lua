@@ -57,7 +57,7 @@ for i = first_rich, q0 - 1 do
   local stop = q + 2 + tonumber(ARGV[q + 2])
   local mine = proven
   if not proven then
-    kinds, numbers = {}, {}
+    states = {}
     local why, _, place = check(q + 3, stop)
     if why then
       refused[#refused + 1] = ARGV[i]

@@ -17,43 +17,60 @@ local SPECS = {                                               -- type, fewest an
 local EXPIRY = {EXPIRE = 9e12, PEXPIRE = 9e15}                  -- a time beyond it the server refuses
 local INTEGER = {INCRBY = true, HINCRBY = true}
 local FLOAT = {INCRBYFLOAT = true, HINCRBYFLOAT = true}
-local kinds, numbers = {}, {}                                  -- what the keys will be, were the writes so far made
-local function kind_of(place)
-  local kind = kinds[place]
-  if not kind then kind = call('TYPE', KEYS[place]).ok; kinds[place] = kind end
-  return kind
+local REMOVES = {HDEL = true, LTRIM = true, LREM = true, SREM = true, ZREM = true}  -- the last element goes with its key
+local BYTES = 536870912                                         -- of a string, at most
+local states = {}                                               -- what the keys will be, were the writes so far made
+local topics = {}                                               -- keys that an effect may not write
+for i = 1, 5 do topics[KEYS[i]] = true end
+local function become(state, kind, text)                        -- nothing of it is on the server any more
+  state.kind, state.blank, state.fields, state.maybe, state.bytes = kind, true, {[''] = text}, false, text and #text
 end
-local function known_of(place)
-  local known = numbers[place]
-  if not known then known = {}; numbers[place] = known end
-  return known
+local function state_of(key)
+  local state = states[key]
+  if not state then
+    state = {kind = call('TYPE', key).ok, fields = {}}
+    state.blank = state.kind == 'none'
+    states[key] = state
+  end
+  return state
+end
+local function value_of(key, state, field)                      -- text, a number, a sum of numbers as {number}, or false
+  local value = state.fields[field or '']
+  if value == nil then
+    value = not state.blank and (field and call('HGET', key, field) or not field and call('GET', key))
+    state.fields[field or ''] = value
+  end
+  return value
 end
 local function is_integer(text)                                 -- as the server reads it: no plus, no leading zeros, no minus zero
   return (text == '0' or string.match(text, '^%-?[1-9]%d*$')) and math.abs(tonumber(text)) <= 9.2e18
 end
 local function is_number(text)
-  local number = string.match(text, '^[-+%d.eE]+$') and tonumber(text)
+  local number = #text <= 300 and string.match(text, '^[-+%d.eE]+$') and tonumber(text)
   return number and math.abs(number) < math.huge and (number ~= 0 or not string.match(text, '^[-+.0]*[1-9]'))  -- 1e-400 is none
 end
-local function check_number(command, place, field, by)
-  local known = known_of(place)
-  local value = known[field or '']
-  if value == nil then
-    if kind_of(place) == 'none' then value = 0
-    elseif field then value = call('HGET', KEYS[place], field) or 0
-    else value = call('GET', KEYS[place]) or 0 end
-  end
-  if type(value) == 'string' and not (INTEGER[command] and is_integer or is_number)(value) or INTEGER[command] and value % 1 ~= 0 then
-    return KEYS[place] .. ' ' .. (field or '') .. ' is not ' .. (INTEGER[command] and 'an integer' or 'a number')
-  end
+local function check_number(command, key, state, field, by)
+  local whole, value = INTEGER[command], value_of(key, state, field) or 0
+  if type(value) == 'table' then value = not whole and value[1]  -- the server adds more precisely than we can: whether the sum is whole is unknown
+  elseif type(value) == 'string' then value = (whole and is_integer or is_number)(value) and tonumber(value) end
+  if not value then return key .. ' ' .. (field or '') .. ' is not ' .. (whole and 'an integer' or 'a number') end
   value = value + tonumber(by)
-  if INTEGER[command] and (value > 9.2e18 or value < -9.2e18) then return KEYS[place] .. ' ' .. (field or '') .. ' would overflow' end
-  if value ~= value or value == math.huge or value == -math.huge then return KEYS[place] .. ' would not be a number' end
-  known[field or ''] = value
+  if whole and math.abs(value) > 9.2e18 then return key .. ' ' .. (field or '') .. ' would overflow' end
+  if value ~= value or math.abs(value) == math.huge then return key .. ' would not be a number' end
+  state.fields[field or ''] = whole and value or {value}
 end
-local function check_effect(place, command, from, to)
+local function check_append(key, state, text)
+  if not state.bytes then state.bytes = state.blank and 0 or call('STRLEN', key) end
+  local old = state.bytes > 100 and 'long' or value_of(key, state) or ''  -- too long for a number
+  if type(old) == 'number' and old % 1 == 0 and math.abs(old) < 2^53 then old = string.format('%d', old) end
+  state.bytes = state.bytes + #text
+  if state.bytes > BYTES then return key .. ' would be longer than 512 MiB' end
+  state.fields[''] = type(old) == 'string' and #old + #text <= 100 and old .. text or 'long'
+end
+local function check_effect(key, command, from, to)
   local spec, count = SPECS[command], to - from + 1
   if not spec then return 'command ' .. command .. ' is not one that an effect may use' end
+  if topics[key] then return key .. ' belongs to a topic, ' .. command .. ' may not write it' end
   if count < spec[2] or count > spec[3] or count % spec[4] > 0 then return command .. ' with ' .. count .. ' arguments' end
   if spec[5] then
     for i = from + spec[5], command == 'LTRIM' and to or from + spec[5] do
@@ -64,50 +81,69 @@ local function check_effect(place, command, from, to)
       if not is_number(ARGV[i]) then return command .. ': ' .. ARGV[i] .. ' is not a number' end
     end
   end
-  local want, kind = spec[1], kind_of(place)
-  if want == 'any' then
-    if command == 'DEL' then kinds[place] = 'none'; numbers = {} end
-    if command == 'SET' or (command == 'SETNX' and kind == 'none') then
-      kinds[place] = 'string'
-      known_of(place)[''] = ARGV[from]
-    end
+  local want, state = spec[1], state_of(key)
+  state.touched = true
+  if command == 'DEL' or EXPIRY[command] and tonumber(ARGV[from]) <= 0 then become(state, 'none')
+  elseif command == 'SET' then become(state, 'string', ARGV[from])
+  elseif command == 'SETNX' then
+    if state.maybe then return key .. ' may be gone or not after a removal of the same event, SETNX needs to know' end
+    if state.kind == 'none' then become(state, 'string', ARGV[from]) end
+  end
+  if want == 'any' then return end
+  if state.kind ~= 'none' and state.kind ~= want then return key .. ' holds a ' .. state.kind .. ', ' .. command .. ' needs a ' .. want end
+  if REMOVES[command] then
+    state.maybe = state.kind ~= 'none'
+    if command == 'HDEL' then for i = from, to do state.fields[ARGV[i]] = false end end
     return
   end
-  if kind ~= 'none' and kind ~= want then return KEYS[place] .. ' holds a ' .. kind .. ', ' .. command .. ' needs a ' .. want end
-  if INTEGER[command] or FLOAT[command] then
-    local field = want == 'hash' and ARGV[from] or nil
-    local why = check_number(command, place, field, ARGV[to])
-    if why then return why end
-  elseif command == 'HSET' then for i = from, to, 2 do known_of(place)[ARGV[i]] = ARGV[i + 1] end
-  elseif command == 'HDEL' or command == 'APPEND' or command == 'HSETNX' then numbers = {} end
-  kinds[place] = want
+  state.kind, state.maybe = want, false
+  if INTEGER[command] or FLOAT[command] then return check_number(command, key, state, want == 'hash' and ARGV[from], ARGV[to])
+  elseif command == 'APPEND' then return check_append(key, state, ARGV[from])
+  elseif command == 'HSET' then for i = from, to, 2 do state.fields[ARGV[i]] = ARGV[i + 1] end
+  elseif command == 'HSETNX' and not value_of(key, state, ARGV[from]) then state.fields[ARGV[from]] = ARGV[to] end
 end
+local function check_key(place, want)
+  local key = KEYS[place]
+  local state = state_of(key)
+  topics[key] = true
+  if state.touched then return key .. ' belongs to a topic, an effect may not write it', false end
+  if state.kind ~= 'none' and state.kind ~= want then return 'WRONGTYPE ' .. key .. ' holds a ' .. state.kind .. ', expected a ' .. want, true end
+end
+local PLACES = {Z = 5, P = 2, B = 2, D = 4}
 local room = {}
+local OUTPUT = {'stream', 'zset', 'zset', 'hash'}               -- stream, delayed, ids, packed
 local function check_output(place, cap, of)
   if not room[place] then
+    for i, want in ipairs(OUTPUT) do
+      local why, all = check_key(place + i - 1, want)
+      if why then return why, all end
+    end
     local packed = call('HMGET', KEYS[place + 3], 'extra', 'gone', 'of')
-    if packed[3] and packed[3] ~= of then return 'GREW ' .. packed[3] end
+    if packed[3] and packed[3] ~= of then return 'GREW ' .. packed[3], true end
     room[place] = KEYS[place] == source and math.huge
       or tonumber(cap) - call('XLEN', KEYS[place]) - tonumber(packed[1] or 0) + tonumber(packed[2] or 0)
   end
   room[place] = room[place] - 1
-  if room[place] < 0 then return 'BACKPRESSURE ' .. KEYS[place] .. ' is at its cap of ' .. cap end
+  if room[place] < 0 then return 'BACKPRESSURE ' .. KEYS[place] .. ' is at its cap of ' .. cap, true end
 end
 local function check(p, stop)                                   -- a reason or nil, whether it concerns the whole call, and the place of the write
   while p <= stop do
     local op = ARGV[p]
     if op == 'E' then
       local argc = tonumber(ARGV[p + 2])
-      local why = check_effect(tonumber(ARGV[p + 1]), ARGV[p + 3], p + 4, p + 3 + argc)
+      local why = check_effect(KEYS[tonumber(ARGV[p + 1])], ARGV[p + 3], p + 4, p + 3 + argc)
       if why then return why, false, p end
       p = p + 4 + argc
     elseif op == 'O' then
       if tonumber(ARGV[p + 7]) > MOST then return 'an event of ' .. ARGV[p + 7] .. ' names and values', false, p end
-      local why = check_output(tonumber(ARGV[p + 1]), ARGV[p + 2], ARGV[p + 4])
-      if why then return why, true end
+      local why, all = check_output(tonumber(ARGV[p + 1]), ARGV[p + 2], ARGV[p + 4])
+      if why then return why, all, p end
       p = p + 8 + tonumber(ARGV[p + 7])
-    elseif op == 'Z' or op == 'P' then p = p + 3 + tonumber(ARGV[p + 2])
-    else p = p + 2 + tonumber(ARGV[p + 1]) end
+    else                                                        -- a copy
+      local why, all = check_key(PLACES[op], op == 'Z' and 'zset' or 'stream')
+      if why then return why, all, p end
+      p = (op == 'Z' or op == 'P') and p + 3 + tonumber(ARGV[p + 2]) or p + 2 + tonumber(ARGV[p + 1])
+    end
   end
 end
 
