@@ -11,7 +11,9 @@ import pytest
 
 from headrace import limits
 from headrace.backends.redis.client import Client
+from headrace.backends.redis.node import load_scripts
 from headrace.cli.exits import NO_SERVER
+from headrace.testing.faults import Fault, Proxy, command
 from tests.cli.shell import Result, line_of, run, running, say
 from tests.servers import Server, wait_for
 
@@ -128,6 +130,29 @@ def test_publish_lines_as_they_come(cli_server: Server) -> None:
         assert process.wait(20) == 130
         assert process.stderr is not None
         assert process.stderr.read() == b"headrace: 1 event published to orders before it ended\n"
+
+
+def test_publish_lines_cut_off_in_a_call(cli_server: Server) -> None:
+    """What has no answer yet may be there, and is said to."""
+    publish = command("EVALSHA", load_scripts()["publish"].digest)
+    with (
+        Proxy(cli_server.url) as proxy,
+        running("publish", "orders", "--lines", env={"HEADRACE_URL": proxy.url}) as process,
+    ):
+        assert process.stdin is not None
+        process.stdin.write(b"1\n" * 1_000)
+        process.stdin.flush()
+        wait_for(lambda: cli_server.command("XLEN", "orders") == 1_000, "the lines are published", 20)
+        proxy.fail(Fault.HOLD_REPLY, 1, publish)
+        process.stdin.write(b"2\n" * 7)
+        process.stdin.flush()
+        assert proxy.fired.wait(20)
+        process.send_signal(2)
+        assert process.wait(20) == 130
+        assert process.stderr is not None
+        said = process.stderr.read().decode()
+    assert cli_server.command("XLEN", "orders") == 1_007
+    assert said == ("headrace: at least 1,000 events published to orders before it ended; up to 7 more may have been\n")
 
 
 def test_publish_delayed(cli_server: Server) -> None:

@@ -171,19 +171,21 @@ class _Lines:
         self._template = template
         self._chunks: asyncio.Queue[bytes | OSError] = asyncio.Queue(_CHUNKS)
         self._done = 0
+        self._under_way = 0
+        """Of the call that has no answer yet: if it is cut off, the server may have some of them, or all."""
         self._progress = output.Progress("published")
 
     async def publish(self) -> int:
-        """Returns how many were published; if it fails, says first how many were. Raises InvalidEvent, naming the line."""
+        """Returns how many were published; if it fails, says first how many were, or may have been. Raises InvalidEvent, naming the line."""
         loop = asyncio.get_running_loop()
         threading.Thread(target=self._feed, args=(loop, _stdin()), name="stdin", daemon=True).start()
         try:
             await self._read()
         except BaseException:
             self._progress.end()
-            output.note(
-                f"headrace: {output.plural(self._done, 'event')} published to {self._args.topic} before it ended"
-            )
+            done = f"{output.plural(self._done, 'event')} published to {self._args.topic} before it ended"
+            more = f"; up to {output.number(self._under_way)} more may have been"
+            output.note(f"headrace: at least {done}{more}" if self._under_way else f"headrace: {done}")
             raise
         self._progress.end()
         return self._done
@@ -243,8 +245,10 @@ class _Lines:
     async def _publish(self, records: list[Record]) -> None:
         """One call after the other, so the order is that of the lines; within a call the backend keeps several in flight."""
         if records:
+            self._under_way = len(records)  # of a call that fails, too, a part may be there
             await self._backend.publish(self._args.route, records)
             self._done += len(records)
+            self._under_way = 0
             self._progress.show(self._done)
 
 
