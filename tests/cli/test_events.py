@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import itertools
 import json
 import time
@@ -256,6 +257,23 @@ def test_dead_show(orders: Server) -> None:
     assert json.loads(say("dead", "show", "orders", "billing", letter["token"], "--json").out) == letter
     assert say("dead", "drop", "orders", "billing", letter["token"], "--yes").code == 0
     assert orders.command("XLEN", "{orders}:dead:billing") == 1
+
+
+def test_data_that_is_nested_too_deeply(orders: Server) -> None:
+    """It is handled as data that is not JSON, and what is beside it is shown; also just before the depth that can be read."""
+    for depth in (*range(900, 1_010, 2), 5_000, 200_000):
+        orders.command(
+            "XADD", "{orders}:dead:billing", "*", "id", depth, "reason", "r", "data", "[" * depth + "]" * depth
+        )
+    letters = json.loads(say("dead", "list", "orders", "billing", "--json").out)
+    assert [letter.get("data") for letter in letters[:2]] == [{"n": 2}, {"n": 3}]
+    assert all(("data" in letter) != ("data_base64" in letter) for letter in letters)
+    assert base64.b64decode(letters[-1]["data_base64"]) == b"[" * 200_000 + b"]" * 200_000
+    for words in (("list",), ("show", "--all"), ("show", "--all", "--json")):
+        assert say("dead", words[0], "orders", "billing", *words[1:]).code == 0
+    assert say("tail", "orders", "--dead", "--group", "billing", "--json").code == 0
+    refused = say("publish", "orders", "[" * 5_000 + "]" * 5_000)
+    assert refused == Result(2, "", "headrace: data: nested too deeply to be read; --raw publishes it as it is\n")
 
 
 def test_text_of_others_cannot_move_the_cursor(cli_server: Server) -> None:

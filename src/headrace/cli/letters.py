@@ -13,6 +13,10 @@ from headrace.backends.contract import Letter
 from headrace.cli import moments, output
 
 _PREVIEW: Final = 100
+_ROOM: Final = 8
+"""Levels of nesting: more than an answer for scripts puts around the data."""
+_UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What becomes of data that is not JSON, or nested more deeply than can be read."""
 
 Read = Callable[[str, int], Awaitable[Sequence[Letter]]]
 """Letters after a token, oldest first, at most so many."""
@@ -44,7 +48,9 @@ def preview(data: bytes) -> str:
 
 
 def machine(letter: Letter, partition: str = "") -> dict[str, Any]:
-    """For scripts: the fields of `Letter`. `data` is the JSON that was published; data that is not JSON is in `data_base64` instead.
+    """For scripts: the fields of `Letter`. `data` is the JSON that was published.
+
+    Data that is not JSON, or nested too deeply to be read, is in `data_base64` instead.
 
     `partition`: where it is, if the command did not name that.
     """
@@ -52,10 +58,10 @@ def machine(letter: Letter, partition: str = "") -> dict[str, Any]:
     out |= {"token": letter.token, "attributes": letter.attributes}
     try:
         msgspec.json.decode(letter.data)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+        deeper = b"[" * _ROOM + letter.data + b"]" * _ROOM
+        out["data"] = msgspec.Raw(msgspec.json.format(deeper, indent=-1)[_ROOM:-_ROOM])  # on one line
+    except _UNREADABLE:
         out["data_base64"] = base64.b64encode(letter.data).decode()
-    else:
-        out["data"] = msgspec.Raw(msgspec.json.format(letter.data, indent=-1))  # on one line
     return out | {"reason": letter.reason} if letter.reason else out
 
 
@@ -69,6 +75,6 @@ def full(letter: Letter, partition: str = "") -> None:
         output.line(f"{output.printable(name)}: {output.printable(value)}")
     try:
         text = msgspec.json.format(letter.data, indent=2).decode()
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except _UNREADABLE:
         text = output.printable(letter.data.decode(errors="backslashreplace"))
     output.line(text)

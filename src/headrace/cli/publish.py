@@ -108,6 +108,8 @@ def _with(record: Record, body: bytes, what: str, *, raw: bool) -> Record:
             msgspec.json.decode(body)
         except (msgspec.DecodeError, UnicodeDecodeError) as e:
             raise InvalidEvent(f"{what}: not JSON ({e}); text needs its quotes, --raw publishes it as it is") from None
+        except RecursionError:
+            raise InvalidEvent(f"{what}: nested too deeply to be read; --raw publishes it as it is") from None
     return msgspec.structs.replace(record, body=body)
 
 
