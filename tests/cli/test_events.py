@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import itertools
 import json
@@ -10,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from headrace import limits
+from headrace import backends, limits, settings
+from headrace.backends.contract import Record, Route
 from headrace.backends.redis.client import Client
 from headrace.backends.redis.node import load_scripts
 from headrace.cli.exits import NO_SERVER
@@ -297,6 +299,45 @@ def test_tail_finds_the_last_of_many(cli_server: Server) -> None:
         )
     cli_server.command("XDEL", "orders", "2000000001-54")
     assert [event["data"] for event in _tail("orders", "--count", "2")] == [52, 53]
+
+
+@pytest.mark.parametrize("follow", [False, True])
+def test_tail_of_what_never_stops_growing(orders: Server, monkeypatch: pytest.MonkeyPatch, *, follow: bool) -> None:
+    """As much as is read comes in addition, each time; it ends all the same, with what was there when it began."""
+    more = "for _ = 1, 110 do redis.call('XADD', KEYS[1], '*', 'data', '{}') end"
+    call, reads = Client.command, itertools.count()
+
+    async def busy(self: Client, *words: bytes | str | float) -> Any:
+        if words[0] == "XRANGE":
+            assert next(reads) < 100, "it reads on and on"
+            orders.command("EVAL", more, 1, words[1])
+        return await call(self, *words)
+
+    monkeypatch.setattr(Client, "command", busy)
+    if follow:
+        assert len(_tail("orders", "--from", "-", "--count", "500", "--follow")) == 500
+        return
+    assert [event["data"]["n"] for event in _tail("orders", "--count", "3")] == [4, 5, 6]
+    dead = ("orders", "--dead", "--group", "billing")
+    assert [event["data"]["n"] for event in _tail(*dead)] == [2, 3]
+    count = orders.command("XLEN", "orders")
+    assert len(_tail("orders", "--from", "-")) == count
+    count = orders.command("XLEN", "{orders}:dead:billing")
+    assert len(_tail(*dead, "--from", "-")) == count
+
+
+def test_tail_of_packed_events(cli_server: Server) -> None:
+    """Each with its time, though they share an entry."""
+
+    async def publish() -> None:
+        backend = await backends.connect(settings.load(cli_server.url))
+        await backend.publish(Route("orders", packing=10), [Record(b"%d" % n) for n in range(10)])
+        await backend.aclose()
+
+    asyncio.run(publish())
+    assert cli_server.command("XLEN", "orders") == 1
+    assert [event["data"] for event in _tail("orders", "--count", "3")] == [7, 8, 9]
+    assert not say("tail", "orders", "--count", "1").out.startswith("1970")
 
 
 def test_tail_follows_over_a_restart(orders: Server) -> None:

@@ -18,6 +18,9 @@ _RELATIVE: Final = re.compile(r"-(\d+(?:\.\d+)?)([smhd])")
 _ID: Final = re.compile(r"(\d{1,20})-(\d{1,20})")
 _EXPECTED: Final = "expected a time with its offset (2026-11-23T10:00:00+01:00), one relative to now (-30s, -15m, -2h, -1d), `now`, or a stream id"
 
+Place = tuple[int, int]
+"""A stream id as numbers, which order it."""
+
 
 def instant_ms(text: str) -> int:
     """A time as Unix milliseconds. Raises ConfigurationError."""
@@ -58,10 +61,15 @@ def before(token: str) -> str:
     return f"{milliseconds - 1}-{_SEQUENCE_MAX}" if milliseconds else "-"
 
 
+def place(token: str) -> Place:
+    """Where an event is in its stream, zeros if its token does not say; events that share an entry have one place."""
+    parts = _ID.fullmatch(token.partition("/")[0])
+    return (int(parts[1]), int(parts[2])) if parts else (0, 0)
+
+
 def token_ms(token: str) -> int:
     """When an entry was written: Unix milliseconds, or 0 if its token does not say."""
-    parts = _ID.fullmatch(token)
-    return int(parts[1]) if parts else 0
+    return place(token)[0]
 
 
 def said(milliseconds: int) -> str:

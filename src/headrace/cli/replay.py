@@ -27,7 +27,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 
 def _replay(args: argparse.Namespace) -> int:
     first, last = moments.first(args.first), moments.last(args.last)
-    if _place(first) > _place(last):
+    if moments.place(first) > moments.place(last):
         raise ConfigurationError(f"range: --from {args.first} is later than --to {args.last}")
 
     async def work(inspector: Inspector) -> int:
@@ -57,10 +57,6 @@ def _replay(args: argparse.Namespace) -> int:
         return OK
 
     return inspect(args, work)
-
-
-def _place(token: str) -> tuple[int, ...]:
-    return tuple(map(int, token.split("-")))
 
 
 COMMANDS = {"replay": Command(_arguments, _replay)}

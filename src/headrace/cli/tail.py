@@ -63,7 +63,7 @@ class _Tail:
         else:
             self._after = args.first
             left = args.count
-            async for page in letters.pages(self._read, self._after):
+            async for page in self._there(args.first, *await self._bounds()):
                 left = await self._show(page, left)
                 if left == 0:
                     return OK
@@ -79,21 +79,46 @@ class _Tail:
             return await self._inspector.dead(self._args.topic, self._args.group, after, n)
         return await self._inspector.read(self._args.topic, after, n)
 
-    async def _newest(self, wanted: int) -> Sequence[Letter]:
-        """The last `wanted` letters. A topic is read forwards, so the window before its end widens until it holds enough."""
-        after = "-"
-        if not self._args.dead and (end := await self._inspector.read(self._args.topic, "$", 1)):
-            last_ms, window_ms = moments.token_ms(end[0].token), 1
-            while window_ms < last_ms:
-                start = moments.before(f"{last_ms - window_ms}-0")
-                if len(await self._read(start, wanted)) >= wanted:
-                    after = start
-                    break
-                window_ms *= 10
-        last: deque[Letter] = deque(maxlen=wanted)
+    async def _bounds(self) -> tuple[moments.Place, int]:
+        """Where what is there now ends, and how many of it there are: the one is known of a topic, the other of dead letters.
+
+        Without it, reading a topic that is written to as fast as it is read would never end.
+        """
+        args = self._args
+        if args.dead:
+            groups = await self._inspector.groups(args.topic)
+            return (sys.maxsize, 0), sum(g.dead for g in groups if g.group == args.group)
+        [last] = await self._inspector.read(args.topic, "$", 1)
+        return moments.place(last.token), sys.maxsize
+
+    async def _there(self, after: str, end: moments.Place, most: int) -> AsyncIterator[Sequence[Letter]]:
+        """Pages after a token, within these bounds."""
         async for page in letters.pages(self._read, after):
+            there = [letter for letter in page[:most] if moments.place(letter.token) <= end]
+            yield there
+            if len(there) < len(page):
+                return
+            most -= len(page)
+
+    async def _newest(self, wanted: int) -> Sequence[Letter]:
+        """The last `wanted` letters of those that are there now."""
+        end, most = await self._bounds()
+        after = "-" if self._args.dead else await self._window(end, wanted)
+        last: deque[Letter] = deque(maxlen=wanted)
+        async for page in self._there(after, end, most):
             last.extend(page)
         return last
+
+    async def _window(self, end: moments.Place, wanted: int) -> str:
+        """The token to read after. A topic is read forwards, so the window before its end widens until it holds enough."""
+        last_ms, window_ms = end[0], 1
+        while window_ms < last_ms:
+            start = moments.before(f"{last_ms - window_ms}-0")
+            page = await self._read(start, wanted)
+            if len(page) >= wanted and moments.place(page[-1].token) <= end:
+                return start
+            window_ms *= 10
+        return "-"
 
     async def _new(self) -> AsyncIterator[Sequence[Letter]]:
         """Pages as they come, until nobody reads our output any more. Survives a server that goes away for a while."""
