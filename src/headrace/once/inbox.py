@@ -12,17 +12,18 @@ import contextlib
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import Executor as Threads
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any, Final
 
-from sqlalchemy import Engine, MetaData, delete, exc
+from sqlalchemy import Engine, MetaData, delete, event, exc, func, literal
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 from sqlalchemy.orm import Session, sessionmaker
 
 from headrace.context import Context
-from headrace.errors import ConfigurationError
+from headrace.errors import ConfigurationError, HandlerError
 from headrace.once import tables
 from headrace.once.unit import AllFailed, Unit
+from headrace.once.verdict import ABORTED, first_line, is_away, sqlstate
 from headrace.transaction import Call, Unavailable
 
 KEEP_S: Final = 30 * 86_400.0
@@ -80,8 +81,9 @@ class Inbox:
             with _ours():
                 fresh = await session.run_sync(unit.claim)
             if fresh:
-                with _theirs(), _given(session, fresh):
+                with _theirs(), _given(session, fresh, session.sync_session):
                     await call(fresh)
+                    await session.run_sync(unit.flush)
                 with _ours():
                     await session.run_sync(unit.note)
             with _outcome():
@@ -100,9 +102,12 @@ class Inbox:
         with self._sessions() as session:
             with _ours():
                 fresh = unit.claim(session)
+            if given_up():
+                return
             if fresh:
-                with _theirs(), _given(session, fresh):
+                with _theirs(), _given(session, fresh, session):
                     call(fresh)
+                    unit.flush(session)
                 with _ours():
                     unit.note(session)
             if not given_up():
@@ -129,8 +134,8 @@ class Inbox:
 
     async def prune(self, topic: str, group: str) -> int:
         """See transaction.Transactions."""
-        old, c = datetime.now(UTC) - timedelta(seconds=self.keep_s), self.table.c
-        statement = delete(self.table).where(c.topic == topic, c.consumer_group == group, c.handled_at < old)
+        c = self.table.c
+        statement = delete(self.table).where(c.topic == topic, c.consumer_group == group, c.handled_at < self._old())
         async with self._alone():
             if not self.asynchronous:
                 return await asyncio.to_thread(self._execute, statement)
@@ -139,6 +144,12 @@ class Inbox:
                     count = int((await session.execute(statement)).rowcount)
                     await session.commit()
                 return count
+
+    def _old(self) -> Any:
+        """The moment before which events are forgotten, by the database's clock, which has noted when they were handled."""
+        if self._dialect() == "sqlite":
+            return func.datetime("now", f"-{self.keep_s} seconds")
+        return func.now() - literal(timedelta(seconds=self.keep_s))
 
     def _execute(self, statement: Any) -> int:
         with self._sessions() as session, _ours():
@@ -149,18 +160,27 @@ class Inbox:
 
 @contextlib.contextmanager
 def _ours() -> Iterator[None]:
-    """Statements of ours: no event is to blame if they fail."""
+    """Statements of ours: no event is to blame if they fail, but for one whose id the database cannot take, or whose handler went on."""
     try:
         yield
-    except (exc.DBAPIError, exc.TimeoutError, OSError) as e:
+    except exc.DBAPIError as e:
+        if sqlstate(e) == ABORTED:
+            raise HandlerError(
+                "a statement of the handler failed, and with it all that it wrote; put what may fail into `ctx.sql.begin_nested()`"
+            ) from e
+        if sqlstate(e).startswith("22"):
+            raise
         raise Unavailable(
-            f"{_first_line(e)} (has the table been made? `headrace sql init` does)" if _is_schema(e) else _first_line(e)
+            f"{first_line(e)} (has the table been made? `headrace sql init` does)" if _is_schema(e) else first_line(e)
         ) from e
+    except (exc.TimeoutError, OSError) as e:
+        raise Unavailable(first_line(e)) from e
 
 
 @contextlib.contextmanager
-def _given(session: Session | AsyncSession, contexts: Sequence[Context]) -> Iterator[None]:
-    """The session is theirs while the handler runs."""
+def _given(session: Session | AsyncSession, contexts: Sequence[Context], inner: Session) -> Iterator[None]:
+    """The session is theirs while the handler runs, but for its end. `inner`: the same, without its asynchronous shell."""
+    event.listen(inner, "before_commit", _not_theirs)
     for ctx in contexts:
         ctx.session = session
     try:
@@ -168,6 +188,12 @@ def _given(session: Session | AsyncSession, contexts: Sequence[Context]) -> Iter
     finally:
         for ctx in contexts:
             ctx.session = None
+        event.remove(inner, "before_commit", _not_theirs)
+
+
+def _not_theirs(session: Session) -> None:
+    if session.get_nested_transaction() is None:
+        raise HandlerError("ctx.sql is committed with the ack: the handler may not; parts of it can use begin_nested()")
 
 
 @contextlib.contextmanager
@@ -177,25 +203,23 @@ def _theirs() -> Iterator[None]:
         yield
     except exc.DBAPIError as e:
         if e.connection_invalidated:
-            raise Unavailable(_first_line(e)) from e
+            raise Unavailable(first_line(e)) from e
         raise
 
 
 @contextlib.contextmanager
 def _outcome() -> Iterator[None]:
-    """The commit: unknown if the connection broke, and then the repeat finds out."""
+    """The commit: unknown if the connection broke, and then the repeat finds out. Else a constraint or trigger that is checked at the end."""
     try:
         yield
-    except (exc.IntegrityError, exc.DataError, exc.ProgrammingError):
-        raise  # a constraint that is checked at the end
-    except (exc.DBAPIError, OSError) as e:
-        raise Unavailable(_first_line(e)) from e
+    except exc.DBAPIError as e:
+        if is_away(e):
+            raise Unavailable(first_line(e)) from e
+        raise
+    except OSError as e:
+        raise Unavailable(first_line(e)) from e
 
 
 def _is_schema(error: BaseException) -> bool:
     """Whether a table or column is not there: databases have words for it, and no common code."""
     return any(words in str(error) for words in ("no such table", "no such column", "has no column", "does not exist"))
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(getattr(error, "orig", None) or error) or type(error).__name__).splitlines()[0]

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 import msgspec
-from sqlalchemy import Table, delete, select, update
+from sqlalchemy import Table, delete, func, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from headrace.backends.contract import Delivery, Effect, Record, Route
 from headrace.context import Context
-from headrace.errors import ConfigurationError
+from headrace.errors import ConfigurationError, HandlerError
 
 ID_MAX: Final = 512
 _INSERTS: Final[dict[str, Any]] = {"postgresql": postgresql.insert, "sqlite": sqlite.insert}
@@ -34,9 +34,12 @@ class AllFailed(Exception):
     """Every event of the transaction failed by `ctx.fail` or `ctx.reject`: nothing of it is to stay."""
 
 
-def identity(delivery: Delivery) -> str:
+def identity(delivery: Delivery, topic: str) -> str:
     """What an event is known by: its id, whatever its place; what an operator has replayed is a new one."""
     raw = delivery.id
+    partition = delivery.partition or topic
+    if partition != topic and raw == (delivery.get(b"origin") or delivery.token):  # of another tool: its place names it
+        raw = partition.encode() + b" " + raw
     replay = delivery.get(b"replay")
     if replay is not None:
         raw = raw + b" replayed " + replay
@@ -49,6 +52,14 @@ def identity(delivery: Delivery) -> str:
     return text
 
 
+def _commits_by_itself(session: Session) -> bool:
+    """Whether a statement was no transaction's part: the drivers know, each in its way."""
+    connection = session.connection().connection
+    if session.get_bind().dialect.name == "sqlite":
+        return not getattr(connection.driver_connection, "in_transaction", True)
+    return getattr(connection.dbapi_connection, "autocommit", False) is True
+
+
 class Unit:
     """Some events of one group, to be handled in one transaction."""
 
@@ -56,8 +67,9 @@ class Unit:
         """`table`: see tables.inbox."""
         self._table, self._topic, self._group = table, topic, group
         self._contexts = contexts
-        self._ids = [identity(ctx.delivery) for ctx in contexts]
+        self._ids = [identity(ctx.delivery, topic) for ctx in contexts]
         self._fresh: list[tuple[str, Context]] = []
+        self._transaction: object = None
 
     def claim(self, session: Session) -> list[Context]:
         """Notes all of them as handled; returns those that were not before.
@@ -73,12 +85,17 @@ class Unit:
         ]
         insert = _INSERTS[dialect](table).values(rows).on_conflict_do_nothing().returning(table.c.event_id)
         new = set(session.scalars(insert))
+        if _commits_by_itself(session):
+            raise ConfigurationError(
+                "inbox: the engine is in AUTOCOMMIT, where nothing can be taken back: use a transaction's isolation level"
+            )
         if len(new) < len(rows):
             self._remember(session, [row["event_id"] for row in rows if row["event_id"] not in new])
         for id_, ctx in zip(self._ids, self._contexts, strict=True):
             if id_ in new:
                 new.discard(id_)  # a second copy of it in this transaction is a repeat
                 self._fresh.append((id_, ctx))
+        self._transaction = session.get_transaction()
         return [ctx for _, ctx in self._fresh]
 
     def _remember(self, session: Session, known: Sequence[str]) -> None:
@@ -91,18 +108,31 @@ class Unit:
             if id_ in writes:
                 ctx.outputs, ctx.effects = writes[id_].outputs, writes[id_].effects
 
+    def flush(self, session: Session) -> None:
+        """After the handler: writes what it has left to the session. Raises HandlerError if it has ended the transaction."""
+        if session.get_transaction() is not self._transaction:
+            raise HandlerError("the handler has rolled ctx.sql back: raise instead, or use begin_nested() for a part")
+        session.flush()
+
     def note(self, session: Session) -> None:
-        """After the handler: what is to leave with the ack, and which events failed one by one. Raises AllFailed."""
+        """After that: what is to leave with the ack, and which events failed one by one.
+
+        Raises AllFailed; HandlerError if the database has given the transaction up, and with it the claim.
+        """
         table = self._table
         failed = [id_ for id_, ctx in self._fresh if ctx.failure is not None]
         if len(failed) == len(self._fresh):
             raise AllFailed
         if failed:
             session.execute(delete(table).where(self._is(failed)))
-        for id_, ctx in self._fresh:
-            if ctx.failure is None and (ctx.outputs or ctx.effects):
+        good = [(id_, ctx) for id_, ctx in self._fresh if ctx.failure is None]
+        for id_, ctx in good:
+            if ctx.outputs or ctx.effects:
                 writes = _encode(Writes(ctx.outputs or [], ctx.effects or []))
                 session.execute(update(table).where(self._is((id_,))).values(writes=writes))
+        claimed = select(func.count()).select_from(table).where(self._is([id_ for id_, _ in good]))
+        if session.scalar(claimed) != len(good):
+            raise HandlerError("a statement of the handler failed, and the database has rolled back all that it wrote")
 
     def _is(self, ids: Sequence[str]) -> Any:
         c = self._table.c
