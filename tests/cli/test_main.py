@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -90,6 +91,21 @@ def test_wrong_usage(words: tuple[str, ...], said: str) -> None:
     assert first.startswith("headrace: ")
     assert said in first
     assert second.startswith("hint: headrace ")
+
+
+def test_options_between_arguments(orders: Server) -> None:
+    """They may stand anywhere; what comes after `--` is no option, and a value that is missing is said to be."""
+    assert say("publish", "orders", "--key", "ann", '{"n":7}', "--id", "order-7").code == 0
+    [event] = json.loads(f"[{say('tail', '--count', '1', 'orders', '--json').out}]")
+    assert (event["attributes"]["key"], event["data"]) == ("ann", {"n": 7})
+    assert len(json.loads(say("ledger", "orders", "--json", "billing").out)) == 1
+    one, two = (letter["token"] for letter in json.loads(say("dead", "list", "orders", "--json", "billing").out))
+    assert say("dead", "show", "orders", "billing", "--json", one).out.startswith(f'{{"token":"{one}"')
+    assert say("dead", "replay", "orders", "--url", orders.url, "billing", one, "--json", two).code == 0
+    assert say("publish", "orders", "--", "-1").code == say("publish", "orders", "-1").code == 0
+    assert "data: not JSON" in say("publish", "orders", "--", "--raw").err
+    assert "argument --key: expected one argument" in say("publish", "orders", "--raw", "{}", "--key").err
+    assert "unrecognized arguments: --nosuch\n" in say("publish", "orders", "--nosuch", "{}").err
 
 
 @pytest.mark.parametrize("words", NO_SERVER_WORDS)

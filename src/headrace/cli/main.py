@@ -73,7 +73,35 @@ _MOMENTS: Final = ("--from", "--to", "--at")
 
 
 class Parser(argparse.ArgumentParser):
-    """Speaks like the rest of the command: one sentence, then a hint."""
+    """Speaks like the rest of the command: one sentence, then a hint. Options may stand anywhere, between arguments too."""
+
+    def parse_known_args(  # type: ignore[override]  # the stubs have overloads for a namespace of another class
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """As documented there; it would take an argument that may be left out for absent if the next word is an option."""
+        if args is not None and self._subparsers is None:
+            args = self._options_first(args)
+        return super().parse_known_args(args, namespace)
+
+    def _options_first(self, words: Sequence[str]) -> Sequence[str]:
+        """The same words: options with their values, then the arguments. What comes after `--` is no option."""
+        options: list[str] = []
+        arguments: list[str] = []
+        rest = iter(words)
+        for word in rest:
+            if word == "--":
+                return [*options, "--", *arguments, *rest]
+            if self._parse_optional(word) is None:
+                arguments.append(word)
+                continue
+            options.append(word)
+            option = self._option_string_actions.get(word)
+            if option is not None and option.nargs is None:
+                value = next(rest, None)
+                if value is None:
+                    return words  # whose end says best that the value is missing
+                options.append(value)
+        return [*options, *arguments]
 
     def error(self, message: str) -> NoReturn:
         """Ends the command with the exit code for wrong usage."""
