@@ -54,7 +54,6 @@ CREATE TABLE headrace_outbox (
 );
 CREATE TABLE headrace_outbox_relay (
 	one INTEGER NOT NULL,
-	identity VARCHAR(32) NOT NULL,
 	holder VARCHAR(128) NOT NULL,
 	until DOUBLE PRECISION NOT NULL,
 	doubt_first BIGINT,

@@ -49,7 +49,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
         url = f"{DRIVERS[name]}://{postgres.address}"
     with plain(url) as connection:
         connection.execute(text("DROP TABLE IF EXISTS charges"))
-        connection.execute(text("CREATE TABLE charges (id varchar(40) PRIMARY KEY CHECK (length(id) < 9))"))
+        connection.execute(text("CREATE TABLE charges (id varchar(8) PRIMARY KEY CHECK (length(id) < 9))"))
         metadata = Inbox(create_engine("sqlite://")).metadata
         metadata.drop_all(connection)
         metadata.create_all(connection)

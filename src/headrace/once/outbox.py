@@ -1,11 +1,12 @@
 """An event that a transaction publishes: it is in the outbox if the transaction commits, and a relay sends it from there.
 
-The id of such an event follows from its row, so a relay that dies between sending and deleting sends it again without a second event, for as
-long as the topic remembers ids.
+Such an event has its id from the beginning, a random one unless the caller gives one, so a relay that dies between sending and deleting sends
+it again without a second event, for as long as the topic remembers ids.
 """
 
 from __future__ import annotations
 
+import secrets
 from typing import Any, Final
 
 import msgspec
@@ -43,7 +44,7 @@ class Outbox:
     async def add(self, session: Any, topic: str, record: Record) -> None:
         """Writes one event in the caller's transaction. Raises ConfigurationError for what is no session, and what the driver raises."""
         if isinstance(session, AsyncSession | AsyncConnection):
-            await session.execute(insert(self.table), {"topic": topic, "record": encode(record)})
+            await session.execute(insert(self.table), _row(topic, record))
             dialect = session.dialect if isinstance(session, AsyncConnection) else session.get_bind().dialect
             if dialect.name == "postgresql":
                 await session.execute(text(f"NOTIFY {CHANNEL}"))
@@ -54,6 +55,12 @@ class Outbox:
         """The same for a Session, in a program without an event loop."""
         if not isinstance(session, Session):
             raise ConfigurationError(f"sql: expected a Session, AsyncSession or AsyncConnection, got {session!r}")
-        session.execute(insert(self.table), {"topic": topic, "record": encode(record)})
+        session.execute(insert(self.table), _row(topic, record))
         if session.get_bind().dialect.name == "postgresql":
             session.execute(text(f"NOTIFY {CHANNEL}"))
+
+
+def _row(topic: str, record: Record) -> dict[str, object]:
+    if record.id is None:
+        record = msgspec.structs.replace(record, id=secrets.token_hex(12).encode())
+    return {"topic": topic, "record": encode(record)}

@@ -12,12 +12,10 @@ import asyncio
 import contextlib
 import logging
 import secrets
-from collections.abc import Callable, Mapping
-from itertools import groupby
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Protocol, TypeVar, runtime_checkable
 
-from msgspec import Struct, structs
-from sqlalchemy import Connection, delete, exc, func, literal_column, select, update
+from sqlalchemy import Connection, Select, delete, exc, func, literal_column, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
@@ -26,6 +24,7 @@ from headrace.backends.contract import Backend, Record, Route
 from headrace.backoff import Backoff
 from headrace.errors import NotConnected, Overloaded, Refused
 from headrace.once.outbox import CHANNEL, Outbox, decode
+from headrace.once.verdict import first_line
 
 log = logging.getLogger("headrace")
 T = TypeVar("T")
@@ -36,6 +35,10 @@ _NOW: Final[dict[str, Any]] = {
 }
 _DONE: Final[Any] = literal_column("pg_snapshot_xmin(pg_current_snapshot())::text::bigint")
 """PostgreSQL: every transaction with a lower number has ended."""
+_SHOWN: Final = 10
+"""Ids that a message names."""
+_BEGUN: Final[Any] = literal_column("pg_snapshot_xmax(pg_current_snapshot())::text::bigint")
+"""No transaction with this number or a higher one can be seen; a row that has one comes from another server, by a dump."""
 
 
 @runtime_checkable
@@ -47,12 +50,8 @@ class Reachable(Protocol):
         ...
 
 
-class Load(Struct, frozen=True):
-    """Rows to be sent."""
-
-    identity: str
-    rows: list[tuple[int, str, Record]]
-    """Place, topic, event."""
+Row = tuple[int, str, Record]
+"""Place, topic, event."""
 
 
 class Relay:
@@ -79,9 +78,12 @@ class Relay:
                     await self._listen()
                     full = await self._send_some()
                 except (exc.DBAPIError, exc.TimeoutError, OSError) as e:
-                    await backoff.wait(NotConnected(str(getattr(e, "orig", None) or e).splitlines()[0]))
+                    await backoff.wait(NotConnected(first_line(e)))
                 except (NotConnected, Overloaded) as e:
                     await backoff.wait(e)
+                except Refused as e:
+                    log.error("the relay of the outbox ends: %s", e)
+                    raise
                 else:
                     backoff.over()
                     if not full:
@@ -96,17 +98,19 @@ class Relay:
                 if topic in self._routes:
                     await self._backend.reach(self._routes[topic])
         sent_at = asyncio.get_running_loop().time()
-        load = await self._do(self._take)
-        if load is None or not load.rows:
+        rows = await self._do(self._take)
+        if not rows:
             return False
-        for topic, rows in groupby(load.rows, lambda row: row[1]):
-            records = [structs.replace(r, id=r.id or f"{load.identity}.{n}".encode()) for n, _, r in rows]
+        done: list[int] = []
+        for topic in dict.fromkeys(topic for _, topic, _ in rows):
             if asyncio.get_running_loop().time() - sent_at > limits.relay_lease_s:
-                return True  # another relay may be at work by now
-            await self._backend.publish(self._routes[topic], records)
-        await self._do(lambda connection: self._settle(connection, load))
-        self.sent += len(load.rows)
-        return len(load.rows) == limits.relay_records
+                break  # another relay may be at work by now
+            own = [row for row in rows if row[1] == topic]
+            await self._backend.publish(self._routes[topic], [record for _, _, record in own])
+            done += [number for number, _, _ in own]
+        await self._do(lambda connection: self._settle(connection, done))
+        self.sent += len(done)
+        return True
 
     # In the database
 
@@ -127,51 +131,59 @@ class Relay:
         first = select(self._table.c.topic).order_by(self._table.c.id).limit(limits.relay_records).subquery()
         return list(connection.scalars(select(first.c.topic).distinct()))
 
-    def _take(self, connection: Connection) -> Load | None:
-        """Takes the lease, reads what can be sent, notes it as in doubt. None: another relay is at work."""
+    def _take(self, connection: Connection) -> list[Row]:
+        """Takes the lease, reads what can be sent, notes it as in doubt. Nothing: another relay is at work, or there is none."""
         state, c, now = self._state, self._state.c, _NOW[self._dialect]
-        first = {"one": 1, "identity": secrets.token_hex(6), "holder": "", "until": 0.0}
+        first = {"one": 1, "holder": "", "until": 0.0}
         connection.execute(_INSERTS[self._dialect](state).values(first).on_conflict_do_nothing())
-        ours = (c.holder == self._me) | (c.until < now)
+        # A lease that ends later than any can was taken before the database's clock was set back.
+        ours = (c.holder == self._me) | (c.until < now) | (c.until > now + limits.relay_lease_s)
         taken = connection.execute(update(state).where(ours).values(holder=self._me, until=now + limits.relay_lease_s))
         if not taken.rowcount:
-            return None
-        identity, doubt, since, age_s = connection.execute(
-            select(c.identity, c.doubt_last, c.doubt_since, now - func.coalesce(c.doubt_since, now))
-        ).one()
-        rows = select(self._table.c.id, self._table.c.topic, self._table.c.record)
-        if self._dialect == "postgresql":
-            rows = rows.where(self._table.c.transaction < _DONE)
-        found = connection.execute(rows.order_by(self._table.c.id).limit(limits.relay_records)).all()
-        load = Load(identity, [(id_, topic, decode(record)) for id_, topic, record in found])
-        self._check(load, doubt, age_s)
-        if load.rows:
-            known = doubt is not None and load.rows[0][0] <= doubt
-            connection.execute(
-                update(state).values(
-                    doubt_first=load.rows[0][0], doubt_last=load.rows[-1][0], doubt_since=since if known else now
-                )
-            )
-        return load
+            return []
+        of_last: Any = select(c.doubt_last, c.doubt_since, now - func.coalesce(c.doubt_since, now))
+        doubt, since, age_s = connection.execute(of_last).one()
+        rows = [(id_, topic, decode(record)) for id_, topic, record in connection.execute(self._first_rows())]
+        if not rows:
+            return []
+        self._check(rows, doubt, age_s)
+        known = doubt is not None and rows[0][0] <= doubt
+        last = max(rows[-1][0], doubt) if known else rows[-1][0]
+        connection.execute(
+            update(state).values(doubt_first=rows[0][0], doubt_last=last, doubt_since=since if known else now)
+        )
+        return rows
 
-    def _check(self, load: Load, doubt: int | None, age_s: float) -> None:
+    def _first_rows(self) -> Select[Any]:
+        """The rows that are next: no more than one batch, and no more bytes than a publisher would hold."""
+        c = self._table.c
+        rows = select(c.id, c.topic, c.record, func.sum(func.length(c.record)).over(order_by=c.id).label("bytes"))
+        if self._dialect == "postgresql":
+            rows = rows.where((c.transaction < _DONE) | (c.transaction >= _BEGUN))
+        found = rows.order_by(c.id).limit(limits.relay_records).subquery()
+        few = found.c.bytes - func.length(found.c.record) < limits.publish_buffer_bytes_max
+        return select(found.c.id, found.c.topic, found.c.record).where(few).order_by(found.c.id)
+
+    def _check(self, rows: Sequence[Row], doubt: int | None, age_s: float) -> None:
         """Raises Refused for what must not be sent."""
-        for id_, topic, record in load.rows:
+        for id_, topic, _ in rows:
             route = self._routes.get(topic)
             if route is None:
                 raise Refused(
                     f"row {id_} of {self._table.name} is for topic {topic}, which this program does not declare: declare it, or run the "
                     "relay of the program that does"
                 )
-            if doubt is not None and id_ <= doubt and record.id is None and age_s > route.id_window_s:
+            margin_s = min(limits.publish_wait_s, route.id_window_s / 2)  # so long may sending them now take
+            if doubt is not None and id_ <= doubt and age_s > route.id_window_s - margin_s:
+                ids = [(record.id or b"").decode(errors="replace") for number, _, record in rows if number <= doubt]
                 raise Refused(
-                    f"rows {load.rows[0][0]} to {doubt} of {self._table.name} were being sent {age_s:.0f} s ago, longer than topic {topic} "
-                    f"remembers ids ({route.id_window_s:.0f} s): look whether it has them (their ids are {load.identity}.ROW), delete those "
+                    f"rows {rows[0][0]} to {doubt} of {self._table.name} were being sent {age_s:.0f} s ago, and topic {topic} "
+                    f"remembers ids for {route.id_window_s:.0f} s: look whether it has them (their ids are {_few(ids)}), delete those "
                     f"rows, and then set doubt_last of {self._state.name} to NULL"
                 )
 
-    def _settle(self, connection: Connection, load: Load) -> None:
-        connection.execute(delete(self._table).where(self._table.c.id.in_([row[0] for row in load.rows])))
+    def _settle(self, connection: Connection, sent: Sequence[int]) -> None:
+        connection.execute(delete(self._table).where(self._table.c.id.in_(sent)))
         connection.execute(
             update(self._state)
             .where(self._state.c.holder == self._me)
@@ -222,3 +234,9 @@ class Relay:
             async with asyncio.timeout(limits.relay_poll_s):
                 await self._woken.wait()
         self._woken.clear()
+
+
+def _few(ids: Sequence[str]) -> str:
+    """The first of them, and how many more."""
+    shown = ", ".join(ids[:_SHOWN])
+    return shown if len(ids) <= _SHOWN else f"{shown} and {len(ids) - _SHOWN} more"

@@ -51,7 +51,7 @@ def outbox(name: str, schema: str | None, metadata: MetaData) -> Table:
     """One row for each event that was published by a transaction and is not yet on the server.
 
     `id`: its place. `transaction`: the number of the transaction that wrote it; a row is sent when no transaction with such a number or a
-    lower one is running any more, so that none can still come before it. `record`: the event as it will travel (msgpack).
+    lower one is running any more, so that what began to write earlier is sent first. `record`: the event as it will travel (msgpack).
     """
     return Table(
         name,
@@ -61,21 +61,20 @@ def outbox(name: str, schema: str | None, metadata: MetaData) -> Table:
         Column("topic", String(128), nullable=False),
         Column("record", LargeBinary, nullable=False),
         schema=schema,
-        sqlite_autoincrement=True,  # a number that was deleted is never used again: ids follow from it
+        sqlite_autoincrement=True,  # a number that was deleted is never used again: `doubt_last` tells by it what was sent
     )
 
 
 def relay(name: str, schema: str | None, metadata: MetaData) -> Table:
     """One row: who sends what is in the outbox.
 
-    `identity`: random, begins the ids of events that were published without one. `holder`, `until`: the relay at work, and when others may
-    take over (Unix s, the database's clock). `doubt_first`, `doubt_last`, `doubt_since`: rows that are being sent, and since when.
+    `holder`, `until`: the relay at work, and when others may take over (Unix s, the database's clock). `doubt_first`, `doubt_last`,
+    `doubt_since`: rows that are being sent, and since when.
     """
     return Table(
         f"{name}_relay",
         metadata,
         Column("one", Integer, primary_key=True, autoincrement=False),
-        Column("identity", String(32), nullable=False),
         Column("holder", String(128), nullable=False, default=""),
         Column("until", Double, nullable=False, default=0.0),
         Column("doubt_first", BigInteger, nullable=True),
