@@ -3,9 +3,23 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Protocol
 
 log = logging.getLogger("headrace")
+
+
+def text_of(thing: object, write: Callable[[object], str] = str) -> str:
+    """What a user's object says of itself, by `str` or `repr`. Never raises: if it cannot be had, that is said."""
+    try:
+        return write(thing)
+    except BaseException as e:  # noqa: BLE001 - what is being told must not be lost over an object that cannot say what it is
+        return f"(no text: its class raised {type(e).__name__})"
+
+
+def described(error: BaseException) -> str:
+    """`Name: message`, as it stands in the log and in a dead letter. Never raises."""
+    return f"{type(error).__name__}: {text_of(error)}"
 
 
 class Observer(Protocol):
@@ -41,7 +55,7 @@ class LogObserver:
     ) -> None:
         """One line with what happens next; the traceback at level DEBUG."""
         then = "dead-lettered" if again_in_s is None else f"again in {again_in_s:.1f} s"
-        what = f"{type(error).__name__}: {error}"[:500]
+        what = described(error)[:500]
         log.warning(
             "topic %s, group %s: event %s failed (attempt %d): %s; %s", topic, group, event_id, attempt, what, then
         )

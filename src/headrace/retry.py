@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import random
+from typing import Final
 
 from msgspec import Struct
 
 from headrace import limits
 from headrace.errors import ConfigurationError, Reject, Undecodable
+
+_FACTOR_MAX: Final = 1_000
+"""Its 64th power is still a number."""
 
 
 class Retry(Struct, frozen=True):
@@ -28,16 +32,19 @@ class Retry(Struct, frozen=True):
 
     def __post_init__(self) -> None:
         """Raises ConfigurationError for values that cannot be meant."""
-        if self.attempts < 1:
-            raise ConfigurationError(f"Retry.attempts: expected 1 or more, got {self.attempts}")
-        if self.first_s < 0 or self.max_s < self.first_s or self.max_s > limits.delay_s_max:
+        _expect(
+            "attempts", isinstance(self.attempts, int) and self.attempts >= 1, "a whole number from 1", self.attempts
+        )
+        if not 0 <= self.first_s <= self.max_s <= limits.delay_s_max:
             raise ConfigurationError(
                 f"Retry: expected 0 <= first_s <= max_s <= a year, got {self.first_s} and {self.max_s}"
             )
-        if self.factor < 1 or not 0 <= self.jitter <= 1:
-            raise ConfigurationError(
-                f"Retry: expected factor >= 1 and jitter in 0..1, got {self.factor} and {self.jitter}"
-            )
+        _expect("factor", 1 <= self.factor <= _FACTOR_MAX, f"1 to {_FACTOR_MAX:,}", self.factor)
+        _expect("jitter", 0 <= self.jitter <= 1, "a fraction in 0..1", self.jitter)
+        exceptions = isinstance(self.dead, tuple) and all(
+            isinstance(d, type) and issubclass(d, BaseException) for d in self.dead
+        )
+        _expect("dead", exceptions, "a tuple of exceptions, as in dead=(KeyError,)", self.dead)
 
     def again_in_s(self, attempt: int, error: BaseException) -> float | None:
         """Seconds until the next attempt after `attempt` failed with `error`; None: no further attempt."""
@@ -51,3 +58,8 @@ class Retry(Struct, frozen=True):
         """Seconds between this attempt and the next."""
         delay = min(self.first_s * self.factor ** min(attempt - 1, 64), self.max_s)
         return delay * random.uniform(1 - self.jitter, 1 + self.jitter)  # noqa: S311 - not a secret
+
+
+def _expect(field: str, fine: bool, expected: str, got: object) -> None:  # noqa: FBT001 - the condition itself
+    if not fine:
+        raise ConfigurationError(f"Retry.{field}: expected {expected}, got {got!r}")

@@ -11,9 +11,9 @@ from typing import Any
 from headrace import limits
 from headrace.backends.contract import Delivery, Settled, Settlement, Verdict
 from headrace.context import Context, Surroundings
-from headrace.errors import DeadlineExceeded, HandlerError, Undecodable
+from headrace.errors import DeadlineExceeded, HandlerError
 from headrace.handler import Handler
-from headrace.observe import Observer
+from headrace.observe import Observer, described, text_of
 from headrace.retry import Retry
 from headrace.topic import Group
 from headrace.transaction import Transactions, Unavailable
@@ -93,8 +93,10 @@ class Executor:
         for delivery in deliveries:
             try:
                 event = self._decode(delivery)
-            except Undecodable as e:
-                settled.append(self.judge(delivery, e, self._retry))
+            except GeneratorExit:
+                raise
+            except BaseException as e:  # noqa: BLE001 - an event's class is a user's code too (`__post_init__`): its event's failure
+                settled.append(self.judge(delivery, self._seen(e), self._retry))
                 continue
             handler = self._only or self._by_type.get(type(event))
             if handler is None:
@@ -116,7 +118,7 @@ class Executor:
             return await self._later([c.delivery for c in contexts], e)
         except BaseException as e:  # noqa: BLE001 - as above
             seen = self._seen(e)
-            return [self.judge(c.delivery, c.failure or seen, handler.retry) for c in contexts]
+            return [self.judge(c.delivery, seen if c.failure is None else c.failure, handler.retry) for c in contexts]
         return [self._conclude(c, handler.retry) for c in contexts]
 
     async def _later(self, deliveries: Sequence[Delivery], error: Unavailable) -> list[Settled]:
@@ -135,12 +137,14 @@ class Executor:
         return [Settlement(d, Verdict.RETURN) for d in deliveries]
 
     def judge(self, delivery: Delivery, error: BaseException, retry: Retry | None = None) -> Settlement:
-        """A failed delivery: a retry that becomes due later, or a dead letter. Both are rows of the same commit."""
+        """A failed delivery: a retry that becomes due later, or a dead letter. Both are rows of the same commit. Never raises."""
         again_in_s = self._again_in_s(retry or self._retry, delivery.attempt, error)
-        self._observer.failed(
-            self.topic, self.group, delivery.id.decode(errors="replace"), delivery.attempt, error, again_in_s
-        )
-        reason = f"{type(error).__name__}: {error}"[:1000].encode(errors="replace")
+        event_id = delivery.id.decode(errors="replace")
+        try:
+            self._observer.failed(self.topic, self.group, event_id, delivery.attempt, error, again_in_s)
+        except Exception:  # a settlement must not be lost over who watches
+            log.exception("the observer could not be told that event %s failed", event_id)
+        reason = described(error)[:1000].encode(errors="replace")
         if again_in_s is None:
             return Settlement(delivery, Verdict.DEAD, reason=reason)
         return Settlement(delivery, Verdict.RETRY, delay_ms=round(again_in_s * 1000), reason=reason)
@@ -164,7 +168,7 @@ class Executor:
         """The error as the event's failure; a cancellation that was not for the deadline is passed on."""
         if isinstance(error, asyncio.CancelledError):
             task = asyncio.current_task()
-            asked = str(error.args[0]) if error.args else ""
+            asked = text_of(error.args[0]) if error.args else ""
             if task is not None and task.cancelling():
                 if asked != DEADLINE:
                     raise error
@@ -172,7 +176,7 @@ class Executor:
                 return DeadlineExceeded(f"the handler ran longer than {self.timeout_s} s")
             return HandlerError("the handler raised CancelledError")
         if isinstance(error, SystemExit):
-            return HandlerError(f"the handler called sys.exit({error.code!r})")
+            return HandlerError(f"the handler called sys.exit({text_of(error.code, repr)})")
         return error
 
     def _limited(

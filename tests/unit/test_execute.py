@@ -1,0 +1,140 @@
+"""One event's misfortune is its own: whatever its class, its handler or its error do, its lane goes on."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+
+import pytest
+from msgspec import Struct
+
+from headrace import ConfigurationError, Context, Headrace, Retry, Topic
+from headrace.backends.contract import Record
+from headrace.observe import LogObserver
+
+
+class Order(Struct):
+    id: str
+
+
+class Priced(Struct):
+    """Its class refuses some of them in a way that no decoder expects."""
+
+    id: str
+
+    def __post_init__(self) -> None:
+        if self.id == "bad":
+            raise KeyError("currency")
+
+
+class Mute(Exception):
+    """Cannot say what it is."""
+
+    def __str__(self) -> str:
+        raise KeyError("no text")
+
+    __repr__ = __str__
+
+
+def reasons(app: Headrace, topic: Topic[Any]) -> list[str]:
+    """Serves three events named bad among others, and returns why they are dead; the others are handled."""
+
+    async def play() -> list[str]:
+        async with app.testing() as t:
+            for id_ in ("1", "bad", "2", "bad", "3", "bad", "4"):
+                body = b'{"id":"%s"}' % id_.encode()
+                await app.backend().publish(topic.route, [Record(body, topic.event_type.__name__.encode())])
+            await t.drain()
+            ledger = await t.ledger(topic, "g")
+            assert (ledger.handled, ledger.dead, ledger.missing) == (4, 3, 0)
+            return [letter.reason for letter in await t.dead(topic, "g")]
+
+    return asyncio.run(play())
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_an_event_whose_class_refuses_it_has_failed(*, batched: bool) -> None:
+    app = Headrace()
+    topic = app.topic("o", Priced)
+    subscribe = topic.subscribe("g", lanes=1, retry=Retry(attempts=2))
+    if batched:
+
+        @subscribe
+        async def handle_many(events: list[Priced]) -> None: ...
+    else:
+
+        @subscribe
+        async def handle(event: Priced) -> None: ...
+
+    assert reasons(app, topic) == ["KeyError: 'currency'"] * 3
+
+
+@pytest.mark.parametrize("level", [logging.DEBUG, logging.WARNING])
+@pytest.mark.parametrize("raised", [Mute("x"), SystemExit(Mute("x")), asyncio.CancelledError(Mute("x"))])
+def test_an_error_that_cannot_say_what_it_is(
+    raised: BaseException, level: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    app = Headrace()
+    topic = app.topic("o", Order)
+
+    @topic.subscribe("g", lanes=1, retry=Retry(attempts=2))
+    async def handle(order: Order) -> None:
+        if order.id == "bad":
+            raise raised
+
+    with caplog.at_level(level, "headrace"):
+        told = reasons(app, topic)
+    expected = {
+        Mute: "Mute: (no text: its class raised KeyError)",
+        SystemExit: "HandlerError: the handler called sys.exit((no text: its class raised KeyError))",
+        asyncio.CancelledError: "HandlerError: the handler raised CancelledError",
+    }
+    assert told == [expected[type(raised)]] * 3
+    assert told[0] in caplog.text
+
+
+def test_whoever_watches_cannot_stop_a_lane(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    def failed(*_: object) -> None:
+        raise OSError("nobody collects")
+
+    monkeypatch.setattr(LogObserver, "failed", failed)
+    app = Headrace()
+    topic = app.topic("o", Order)
+
+    @topic.subscribe("g", lanes=1, retry=Retry(attempts=2))
+    async def handle(order: Order, ctx: Context) -> None:
+        if order.id == "bad":
+            ctx.reject("no good")
+
+    assert reasons(app, topic) == ["Reject: no good"] * 3
+    assert "OSError: nobody collects" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (
+            {"dead": KeyError},
+            "dead: expected a tuple of exceptions, as in dead=\\(KeyError,\\), got <class 'KeyError'>",
+        ),
+        ({"dead": ("KeyError",)}, "dead: expected a tuple of exceptions"),
+        ({"attempts": 0}, "attempts: expected a whole number from 1, got 0"),
+        ({"attempts": float("nan")}, "attempts: expected a whole number"),
+        ({"first_s": float("nan")}, "first_s <= max_s"),
+        ({"max_s": float("nan")}, "first_s <= max_s"),
+        ({"first_s": -1}, "first_s <= max_s"),
+        ({"factor": float("nan")}, "factor: expected 1 to 1,000, got nan"),
+        ({"factor": float("inf")}, "factor: expected 1 to 1,000"),
+        ({"factor": 0.5}, "factor: expected 1 to 1,000"),
+        ({"jitter": float("nan")}, "jitter: expected a fraction in 0..1, got nan"),
+    ],
+)
+def test_retries_that_cannot_be_meant(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigurationError, match=said):
+        Retry(**options)
+
+
+def test_a_steep_retry_has_a_pause_for_every_attempt() -> None:
+    steep = Retry(attempts=10_000, first_s=1, factor=1_000, max_s=60, jitter=0)
+    assert [steep.pause_s(attempt) for attempt in (1, 2, 100, 9_999)] == [1, 60, 60, 60]
