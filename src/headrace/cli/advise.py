@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-from headrace.cli import output
+from headrace.cli import output, streams
 from headrace.cli.command import add_json, count
 from headrace.cli.exits import NO, OK
 from headrace.errors import ConfigurationError
@@ -61,14 +61,15 @@ def execute(args: argparse.Namespace) -> int:
     if args.adr is not None:
         args.adr.parent.mkdir(parents=True, exist_ok=True)
         args.adr.write_text(decision.adr(advice, name, today), encoding="utf-8")
-    if args.json:
-        output.json(advice)
-    else:
-        _print(advice)
-        output.line("")
-        output.line(decision.block(advice, today, str(args.adr or "")).rstrip())
-        if args.adr is not None:
-            output.note(f"the decision is written to {args.adr}")
+    with streams.answer():
+        if args.json:
+            output.json(advice)
+        else:
+            _print(advice)
+            output.line("")
+            output.line(decision.block(advice, today, str(args.adr or "")).rstrip())
+    if args.adr is not None and not args.json:
+        output.note(f"the decision is written to {args.adr}")
     return NO if advice.choice == "none" else OK
 
 

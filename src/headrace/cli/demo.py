@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from headrace.cli import output
+from headrace.cli import output, streams
 from headrace.cli.exits import NO, OK
 from headrace.embedded import server
 from headrace.embedded.server import EmbeddedServer
@@ -118,7 +118,8 @@ class _Demo:
             finally:
                 self._live.end()
             exact = _exact(outcome, expected)
-            self._report(outcome, expected, exact=exact)
+            with streams.answer():
+                self._report(outcome, expected, exact=exact)
             if exact:
                 await theatre.clear()
             else:

@@ -7,7 +7,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from headrace import backends
-from headrace.cli import output
+from headrace.cli import output, streams
 from headrace.cli.command import Command, add_server
 from headrace.cli.exits import NO, OK
 from headrace.cli.server import open_server
@@ -23,10 +23,11 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 def _doctor(args: argparse.Namespace) -> int:
     with open_server(args) as settings:
         report = asyncio.run(backends.doctor(settings))
-    if args.json:
-        output.json(output.fields(report))
-    else:
-        _print(report)
+    with streams.answer():
+        if args.json:
+            output.json(output.fields(report))
+        else:
+            _print(report)
     return NO if report.violations else OK
 
 

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 
 from headrace.backends.contract import GroupInfo, Inspector
-from headrace.cli import output
+from headrace.cli import output, streams
 from headrace.cli.command import Command, add_group, add_server, add_topic
 from headrace.cli.exits import NO, OK
 from headrace.cli.server import inspect
@@ -32,7 +32,8 @@ def _ledger(args: argparse.Namespace) -> int:
             groups = [g for g in groups if g.group == args.group]
             if not groups:
                 raise Refused(f"topic {args.topic} has no group {args.group}; its groups: {known}")
-        _print(args, groups)
+        with streams.answer():
+            _print(args, groups)
         return NO if any(g.missing for g in groups) else OK
 
     return inspect(args, work)

@@ -1,13 +1,12 @@
 """The command `headrace`: finds the command's module, runs it, and turns its errors into one sentence and an exit code.
 
-Only the standard library's argument parser is imported here: `headrace --version` and `headrace --help` need nothing else.
+Only what `headrace --version` and `headrace --help` need is imported here: the standard library's argument parser.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
-import os
 import re
 import sys
 import traceback
@@ -15,6 +14,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final, NoReturn
 
 from headrace import errors
+from headrace.cli import streams
 from headrace.cli.exits import BUG, INTERRUPTED, NO_SERVER, OK, REFUSED, USAGE
 from headrace.version import VERSION
 
@@ -105,7 +105,8 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Ends the command with the exit code for wrong usage."""
-        self.exit(USAGE, f"headrace: {message}\nhint: {self.prog} --help\n")
+        streams.tell(f"headrace: {message}\nhint: {self.prog} --help")
+        self.exit(USAGE)
 
 
 def build(called: str | None) -> argparse.ArgumentParser:
@@ -132,31 +133,33 @@ def build(called: str | None) -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command line and returns its exit code. Raises nothing but SystemExit for `--help` and wrong usage."""
-    words = joined(sys.argv[1:] if argv is None else argv)
+    streams.prepare()
+    code: int = OK
     try:
+        words = joined(sys.argv[1:] if argv is None else argv)
         args = build(words[0] if words else None).parse_args(words)
-        code: int = args.execute(args)
+        code = args.execute(args)
         sys.stdout.flush()
     except KeyboardInterrupt:
         return INTERRUPTED
-    except BrokenPipeError:
-        # The reader of our output has seen enough (`| head`); the interpreter must not flush into it again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return OK
+    except BrokenPipeError:  # the reader of our output has seen enough (`| head`)
+        return code
     except errors.HeadraceError as e:
         return complain(e)
     except Exception:  # noqa: BLE001 - a bug: shown in full, with an exit code of its own
-        traceback.print_exc()
+        streams.tell(traceback.format_exc().rstrip())
         return BUG
+    finally:
+        streams.let_go()
     return code
 
 
 def complain(error: errors.HeadraceError) -> int:
     """Prints one sentence, and a hint where there is one; returns the exit code of this kind of error."""
-    sys.stderr.write(f"headrace: {error}\n")
+    streams.tell(f"headrace: {error}")
     for kind, hint in _HINTS:
         if isinstance(error, kind):
-            sys.stderr.write(f"hint: {hint}\n")
+            streams.tell(f"hint: {hint}")
     return next(code for kind, code in _EXITS if isinstance(error, kind))
 
 

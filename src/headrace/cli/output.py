@@ -10,6 +10,8 @@ from typing import Any, Final
 
 import msgspec
 
+from headrace.cli import streams
+
 _BOLD, _PLAIN = "\x1b[1m", "\x1b[0m"
 _EVERY_S: Final = 0.2
 _MINUTE_S, _HOUR_S, _DAY_S = 60, 3_600, 86_400
@@ -24,7 +26,7 @@ def line(text: str) -> None:
 
 def note(text: str) -> None:
     """A remark for people, which is no part of the answer."""
-    sys.stderr.write(text + "\n")
+    streams.tell(text)
 
 
 def json(value: Any) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from headrace.backends.contract import Inspector
-from headrace.cli import output
+from headrace.cli import output, streams
 from headrace.cli.command import Command, add_json, add_server, count, require
 from headrace.cli.exits import NO, OK
 
@@ -68,20 +68,21 @@ def _lint(args: argparse.Namespace) -> int:
     read = manifest.load(args.manifest)
     found = claims.lint(read, facts.load())
     found += sources.scan(args.code or args.manifest.resolve().parent, read)
-    if args.format == "json":
-        output.json(found)
-    elif args.format == "sarif":
-        output.json(finding.sarif(found))
-    else:
-        for one in found:
-            output.line(finding.github(one) if args.format == "github" else str(one))
-        if args.format == "text":
-            codes = ", ".join(sorted({f.code for f in found}))
-            output.note(
-                f"{output.plural(len(found), 'finding')}; `headrace explain` says more about {codes}"
-                if found
-                else "nothing found"
-            )
+    with streams.answer():
+        if args.format == "json":
+            output.json(found)
+        elif args.format == "sarif":
+            output.json(finding.sarif(found))
+        else:
+            for one in found:
+                output.line(finding.github(one) if args.format == "github" else str(one))
+    if args.format == "text":
+        codes = ", ".join(sorted({f.code for f in found}))
+        output.note(
+            f"{output.plural(len(found), 'finding')}; `headrace explain` says more about {codes}"
+            if found
+            else "nothing found"
+        )
     return NO if any(f.severity == "error" for f in found) else OK
 
 
@@ -121,10 +122,13 @@ def _check(args: argparse.Namespace) -> int:
         finally:
             stage.end()
         rows = check.check(read, leave, found)
-        if args.json:
-            output.json(rows)
-        else:
-            output.table(("what", "now", "at most", ""), ((r.what, r.now, r.bound, r.says or "within") for r in rows))
+        with streams.answer():
+            if args.json:
+                output.json(rows)
+            else:
+                output.table(
+                    ("what", "now", "at most", ""), ((r.what, r.now, r.bound, r.says or "within") for r in rows)
+                )
         return NO if any(row.outgrown for row in rows) else OK
 
     return inspect(args, look)
@@ -139,7 +143,8 @@ def _upgrade(args: argparse.Namespace) -> int:
         if not args.allow_dirty:
             upgrade.check_clean(args.folder)
         upgrade.apply(args.folder, plan)
-    output.table(("file", "what becomes of it"), ((c.path, c.fate) for c in plan.changes))
+    with streams.answer():
+        output.table(("file", "what becomes of it"), ((c.path, c.fate) for c in plan.changes))
     before, after = plan.before, plan.rendering.lock
     output.note(f"template {before.template} of headrace {before.headrace} -> {after.template} of {after.headrace}")
     if args.dry_run:
