@@ -28,6 +28,10 @@ class Priced(Struct):
             raise KeyError("currency")
 
 
+class Refund(Struct):
+    order: str
+
+
 class Mute(Exception):
     """Cannot say what it is."""
 
@@ -138,3 +142,72 @@ def test_retries_that_cannot_be_meant(options: dict[str, Any], said: str) -> Non
 def test_a_steep_retry_has_a_pause_for_every_attempt() -> None:
     steep = Retry(attempts=10_000, first_s=1, factor=1_000, max_s=60, jitter=0)
     assert [steep.pause_s(attempt) for attempt in (1, 2, 100, 9_999)] == [1, 60, 60, 60]
+
+
+def test_handlers_of_one_group_may_have_the_same_name() -> None:
+    app = Headrace()
+    money = app.topic("money", Order | Refund)
+    seen: list[str] = []
+
+    def note(kind: type, *, batched: bool, timeout_s: float) -> Any:
+        async def _(event: Any, ctx: Context) -> None:
+            seen.append(f"{kind.__name__} {type(event).__name__} {ctx.timeout_s}")
+
+        async def many(events: Any, contexts: Any) -> None:
+            seen.extend(f"{kind.__name__} {type(event).__name__}" for event in events)
+            contexts[0].reject("no good")
+
+        _.__annotations__["event"], many.__annotations__["events"] = kind, list[kind]  # type: ignore[valid-type]
+        if batched:
+            money.subscribe("batched", retry=Retry(attempts=1))(many)
+        else:
+            money.subscribe("single", timeout_s=timeout_s)(_)
+
+    async def play() -> None:
+        async with app.testing() as t:
+            await money.publish_many([Order("1"), Refund("2"), Order("3")])
+            await t.drain()
+            assert len(await t.dead(money, "batched")) == 2
+
+    note(Order, batched=False, timeout_s=10)
+    note(Refund, batched=False, timeout_s=20)
+    note(Order, batched=True, timeout_s=10)
+    note(Refund, batched=True, timeout_s=20)
+    asyncio.run(play())
+    assert sorted(seen) == [
+        "Order Order",
+        "Order Order",
+        "Order Order 10",
+        "Order Order 10",
+        "Refund Refund",
+        "Refund Refund 20",
+    ]
+
+
+def test_a_batch_handler_may_take_its_lists_apart() -> None:
+    app = Headrace()
+    orders = app.topic("orders", Order)
+
+    @orders.subscribe("g", retry=Retry(attempts=1))
+    async def handle(events: list[Order], contexts: list[Context]) -> None:
+        while events:
+            order, ctx = events.pop(), contexts.pop()
+            if order.id == "3":
+                ctx.reject("no good")
+            elif order.id == "4":
+                raise ValueError("the rest")
+            else:
+                ctx.redis.incr("count")
+
+    async def play() -> None:
+        async with app.testing() as t:
+            await orders.publish_many(Order(str(n % 4)) for n in range(20))
+            await t.drain()
+            assert t.redis("count") == "15"
+            assert len(await t.dead(orders, "g")) == 5
+            await orders.publish_many([Order("4"), Order("1")])
+            await t.drain()
+            ledger = await t.ledger(orders, "g")
+            assert (ledger.handled + ledger.dead, ledger.pending, ledger.missing) == (22, 0, 0)
+
+    asyncio.run(play())

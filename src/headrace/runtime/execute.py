@@ -46,13 +46,13 @@ class Executor:
             else None
         )
         self._by_type = {t: h for h in group.handlers for t in h.types}
-        self._calls = {h.name: self._limited(self._call_of(h), h.timeout_s) for h in group.handlers}
+        self._calls = {h: self._limited(self._call_of(h), h.timeout_s) for h in group.handlers}  # names may repeat
         self._surroundings = {
-            h.name: Surroundings(self.topic, self.group, h.timeout_s, effects, group.topic.route.partitions)
+            h: Surroundings(self.topic, self.group, h.timeout_s, effects, group.topic.route.partitions)
             for h in group.handlers
         }
-        self._first = self._surroundings[group.handlers[0].name]
-        self._only_call = self._calls[self._only.name] if self._only else None
+        self._first = self._surroundings[group.handlers[0]]
+        self._only_call = self._calls[self._only] if self._only else None
         alone = self._only is not None and self._only.asynchronous and not self._only.with_context
         self._bare = self._only.function if alone and self._only and group.inbox is None else None
         """The only handler, if it wants nothing but the event: then no context is made."""
@@ -73,7 +73,7 @@ class Executor:
                 if handler is None:
                     return delivery  # this group does not care for this type
                 retry = handler.retry
-                call, surroundings = self._calls[handler.name], self._surroundings[handler.name]
+                call, surroundings = self._calls[handler], self._surroundings[handler]
             ctx = Context(delivery, surroundings, started)
             await call(event, ctx)
         except GeneratorExit:
@@ -89,7 +89,7 @@ class Executor:
     async def execute_batch(self, deliveries: Sequence[Delivery], started: float) -> list[Settled]:
         """As `execute`, for handlers of lists: a call for each handler; it may fail events one by one by `ctx[i].fail`."""
         settled: list[Settled] = []
-        calls: dict[str, tuple[Handler, list[Any], list[Context]]] = {}
+        calls: dict[Handler, tuple[list[Any], list[Context]]] = {}
         for delivery in deliveries:
             try:
                 event = self._decode(delivery)
@@ -102,16 +102,16 @@ class Executor:
             if handler is None:
                 settled.append(delivery)  # this group does not care for this type
                 continue
-            _, events, contexts = calls.setdefault(handler.name, (handler, [], []))
+            events, contexts = calls.setdefault(handler, ([], []))
             events.append(event)
-            contexts.append(Context(delivery, self._surroundings[handler.name], started))
-        for handler, events, contexts in calls.values():
+            contexts.append(Context(delivery, self._surroundings[handler], started))
+        for handler, (events, contexts) in calls.items():
             settled += await self._call_batch(handler, events, contexts)
         return settled
 
     async def _call_batch(self, handler: Handler, events: list[Any], contexts: list[Context]) -> list[Settled]:
         try:
-            await self._calls[handler.name](events, contexts)
+            await self._calls[handler](events, contexts.copy())  # its own lists: it may take them apart
         except GeneratorExit:
             raise
         except Unavailable as e:
@@ -221,7 +221,7 @@ class Executor:
 
             def handle(fresh: Sequence[Context]) -> Any:
                 event = [of[id(ctx)] for ctx in fresh] if batched else events
-                words = (event, fresh if batched else contexts) if handler.with_context else (event,)
+                words = (event, list(fresh) if batched else contexts) if handler.with_context else (event,)
                 return function(*words) if handler.asynchronous else _contained(function, *words)
 
             await inbox.run(self.topic, self.group, contexts if batched else (contexts,), handle, self._threads)
