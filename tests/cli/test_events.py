@@ -80,6 +80,9 @@ def test_publish_from_stdin_and_raw(cli_server: Server) -> None:
         (("{}", "--delay", "nan"), "delay_s: expected 0 to"),
         (("{}", "--at", "2026-11-23T10:00:00"), "time: '2026-11-23T10:00:00' does not say its offset"),
         (("{}", "--at", "9999-01-01T00:00:00Z"), "at: expected at most a year ahead"),
+        (("{}", "--at", "9999-12-31T23:59:59-14:00"), "time: expected the year 9999 or earlier"),
+        (("{}", "--at", "-800000d"), "time: expected 1970 or later, got '-800000d'"),
+        (("{}", "--at", f"-{'9' * 400}d"), "time: expected 1970 or later"),
         (("{}", "--at", "now", "--delay", "1"), "not allowed with argument"),
     ],
 )
@@ -187,6 +190,12 @@ TIME order-0 Order ann {"n":0}
 TIME order-0 Order ann {"n":0}
 -> 0""",
     "tail orders --from now": "\n-> 0".strip(),
+    "tail orders --from -800000d --count 1": """\
+TIME order-0 Order ann {"n":0}
+-> 0""",
+    "tail orders --count 99999999999999999999": """\
+headrace: number: expected at most 1,000,000,000,000, got '99999999999999999999'
+-> 2""",
     "tail orders --from tomorrow": """\
 headrace: time: expected a time with its offset (2026-11-23T10:00:00+01:00), one relative to now (-30s, -15m, -2h, -1d), `now`, \
 or a stream id, got 'tomorrow'

@@ -68,5 +68,7 @@ def test_ranges_and_places() -> None:
 
 
 def test_said() -> None:
-    """UTC, to the millisecond."""
+    """UTC, to the millisecond; where the calendar ends, the milliseconds."""
     assert moments.said(1_795_428_000_123) == "2026-11-23 10:00:00.123Z"
+    assert moments.said(99_999_999_999_999_999) == "99999999999999999ms"
+    assert moments.said((1 << 64) - 1) == "18446744073709551615ms"

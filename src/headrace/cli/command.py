@@ -8,6 +8,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final, NamedTuple
 
+from headrace import limits
 from headrace.errors import ConfigurationError
 from headrace.event import check_name
 
@@ -49,9 +50,12 @@ def add_group(parser: argparse.ArgumentParser, *, optional: bool = False) -> Non
 
 def count(text: str) -> int:
     """A number of at least 1, for the argument parser. Raises ConfigurationError."""
-    if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise ConfigurationError(f"number: expected 1 or more, got {text!r}")
-    return int(text)
+    digits = text.lstrip("0")
+    if not text.isascii() or not text.isdigit() or not digits:
+        raise ConfigurationError(f"number: expected 1 or more, got {text!r:.100}")
+    if len(digits) > len(str(limits.number_max)) or int(digits) > limits.number_max:
+        raise ConfigurationError(f"number: expected at most {limits.number_max:,}, got {text!r:.100}")
+    return int(digits)
 
 
 def require(module: str, says: str, extra: str) -> None:

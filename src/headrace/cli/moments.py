@@ -14,6 +14,8 @@ from headrace.errors import ConfigurationError
 
 _SEQUENCE_MAX: Final = (1 << 64) - 1
 _UNIT_MS: Final = {"s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
+_BEFORE_MS: Final = -1
+"""Some time before 1970: no stream reaches back that far, and no delay either."""
 _RELATIVE: Final = re.compile(r"-(\d+(?:\.\d+)?)([smhd])")
 _ID: Final = re.compile(r"(\d{1,20})-(\d{1,20})")
 _EXPECTED: Final = "expected a time with its offset (2026-11-23T10:00:00+01:00), one relative to now (-30s, -15m, -2h, -1d), `now`, or a stream id"
@@ -23,11 +25,11 @@ Place = tuple[int, int]
 
 
 def instant_ms(text: str) -> int:
-    """A time as Unix milliseconds. Raises ConfigurationError."""
+    """A time as Unix milliseconds; negative if it is relative and before 1970. Raises ConfigurationError."""
     if text == "now":
         return round(time.time() * 1_000)
     if relative := _RELATIVE.fullmatch(text):
-        return round(time.time() * 1_000 - float(relative[1]) * _UNIT_MS[relative[2]])
+        return round(max(time.time() * 1_000 - float(relative[1]) * _UNIT_MS[relative[2]], _BEFORE_MS))
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:
@@ -38,6 +40,17 @@ def instant_ms(text: str) -> int:
     if milliseconds < 0:
         raise ConfigurationError(f"time: expected 1970 or later, got {text!r}")
     return milliseconds
+
+
+def due(text: str) -> datetime:
+    """When an event is to be handled. Raises ConfigurationError."""
+    milliseconds = instant_ms(text)
+    if milliseconds < 0:
+        raise ConfigurationError(f"time: expected 1970 or later, got {text!r:.100}")
+    try:
+        return datetime.fromtimestamp(milliseconds / 1_000, UTC)
+    except (ValueError, OverflowError):  # its offset puts it past the last year of the calendar
+        raise ConfigurationError(f"time: expected the year 9999 or earlier, got {text!r:.100}") from None
 
 
 def first(text: str) -> str:
@@ -73,6 +86,9 @@ def token_ms(token: str) -> int:
 
 
 def said(milliseconds: int) -> str:
-    """Unix milliseconds for people: UTC, to the millisecond."""
-    moment = datetime.fromtimestamp(milliseconds / 1_000, UTC)
+    """Unix milliseconds for people: UTC, to the millisecond; as they are if the calendar does not reach that far."""
+    try:
+        moment = datetime.fromtimestamp(milliseconds / 1_000, UTC)
+    except (ValueError, OverflowError):  # a stream id that was given by hand
+        return f"{milliseconds}ms"
     return moment.strftime("%Y-%m-%d %H:%M:%S.") + f"{moment.microsecond // 1_000:03d}Z"

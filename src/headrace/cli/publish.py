@@ -8,7 +8,6 @@ import os
 import sys
 import threading
 from concurrent import futures
-from datetime import UTC, datetime
 from typing import Final
 
 import msgspec
@@ -70,7 +69,7 @@ def _template(args: argparse.Namespace) -> Record:
     type_ = os.fsencode(args.type)
     if len(type_) > limits.header_bytes_max:
         raise InvalidEvent(f"type: expected at most {limits.header_bytes_max} bytes, got {len(type_)}")
-    at = None if args.at is None else datetime.fromtimestamp(moments.instant_ms(args.at) / 1_000, UTC)
+    at = None if args.at is None else moments.due(args.at)
     delay_ms, at_ms = due_ms(args.delay, at)
     return Record(
         body=b"",
