@@ -45,7 +45,8 @@ def test_publish_one(cli_server: Server) -> None:
         "Who=me=you",
     )
     assert result == Result(0, "published 1 event to orders\n", "")
-    assert say("publish", "orders", "{}", "--id", "o-1", "--json").code == 0
+    repeat = say("publish", "orders", "{}", "--id", "o-1")
+    assert repeat == result  # as cli.md says
     [event] = _tail("orders")
     del event["token"]
     attributes = {"id": "o-1", "type": "Order", "source": "shop", "x-who": "me=you", "key": "ann"}
