@@ -136,7 +136,13 @@ def test_publish_lines_as_they_come(cli_server: Server) -> None:
         process.send_signal(2)
         assert process.wait(20) == 130
         assert process.stderr is not None
-        assert process.stderr.read() == b"headrace: 1 event published to orders before it ended\n"
+        assert (
+            process.stderr.read().decode()
+            in {
+                "headrace: 1 event published to orders before it ended\n",
+                "headrace: at least 0 events published to orders before it ended; up to 1 more may have been\n",  # before its answer
+            }
+        )
 
 
 def test_publish_lines_cut_off_in_a_call(cli_server: Server) -> None:
