@@ -13,11 +13,12 @@ import contextlib
 import logging
 from collections import deque
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 from headrace import limits
 from headrace.backends.contract import Delivery, Feed, Settled, Settlement, Unsettled, Verdict, delivery_of
 from headrace.backoff import Backoff
-from headrace.errors import BackendError, Closed, NotConnected, Overloaded, Refused
+from headrace.errors import BackendError, Closed, HandlerError, NotConnected, Overloaded, Refused
 from headrace.observe import Observer
 from headrace.runtime.execute import DEADLINE, Executor
 from headrace.runtime.order import Order
@@ -83,19 +84,37 @@ class Pump:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(wait_s):
                     await self._settled_all.wait()
-        for lane in self._lanes:
-            lane.task.cancel()
-        for commit in self._commits:
-            commit.cancel()
-        await asyncio.gather(*(lane.task for lane in self._lanes), *self._commits, return_exceptions=True)
         if self._watcher is not None:
             self._watcher.cancel()
+        await self._cut_off()
+        for commit in self._commits:
+            commit.cancel()
+        await asyncio.gather(*self._commits, return_exceptions=True)
         await self._feed.aclose()
+
+    async def _cut_off(self) -> None:
+        """Ends every lane; however the handlers that are at work end now, their events are handed back."""
+        lanes = list(self._lanes)
+        for lane in lanes:
+            lane.abandoned = True
+            lane.task.cancel()
+        if lanes and (await asyncio.wait([lane.task for lane in lanes], timeout=limits.abandon_s))[1]:
+            log.error(
+                "handler %s ignores its cancellation and is left alone; its event is handed back", self._executor.name
+            )
 
     def _end(self) -> None:
         """Takes no more; what it holds goes to others when the worker has drained it."""
         self._stopping = True
         self._room.set()
+
+    def _broke(self, what: str, bug: BaseException) -> None:
+        """There is a bug; whatever it has left undone is for others."""
+        log.critical(
+            "%s failed in an unforeseen way; this worker ends, so that others handle its events", what, exc_info=bug
+        )
+        self._bug = bug
+        self._end()
 
     # Reading
 
@@ -144,7 +163,18 @@ class Pump:
     def _add_lane(self) -> None:
         lane = Lane()
         lane.task = asyncio.ensure_future(self._run_lane(lane))
+        lane.task.add_done_callback(partial(self._lane_ended, lane))
         self._lanes.add(lane)
+
+    def _lane_ended(self, lane: Lane, task: asyncio.Task[None]) -> None:
+        self._lanes.discard(lane)
+        bug = asyncio.CancelledError("by a stranger") if task.cancelled() else task.exception()
+        if lane.abandoned and (bug is None or task.cancelled()):
+            return
+        if task.cancelled() and lane.deliveries:
+            self._give_up(lane, HandlerError("the handler cancelled its own task"))
+        elif bug is not None:
+            self._broke("a lane", bug)
 
     def _wake(self) -> None:
         if self._idle:
@@ -242,11 +272,7 @@ class Pump:
     def _committed(self, task: asyncio.Task[None]) -> None:
         self._commits.discard(task)
         if not task.cancelled() and (bug := task.exception()) is not None:
-            log.critical(
-                "a commit failed in an unforeseen way; this worker ends, so that others handle its events", exc_info=bug
-            )
-            self._bug = bug
-            self._end()
+            self._broke("a commit", bug)
 
     async def _send(self, settled: Sequence[Settled]) -> None:
         """One commit, repeated until it is answered; what is refused is judged as a failure and settled so."""
@@ -328,10 +354,7 @@ class Pump:
         if lane.cancelled_at < lane.started:
             lane.cancelled_at = now
             lane.task.cancel(DEADLINE)
-        elif now - lane.cancelled_at > limits.abandon_s and lane.work is not None:
-            lane.abandoned = True
-            self._lanes.discard(lane)
-            self._add_lane()
+        elif now - lane.cancelled_at > limits.abandon_s:
             log.error(
                 "handler %s ignores its cancellation and is left alone; its event is settled as failed",
                 self._executor.name,
@@ -339,7 +362,15 @@ class Pump:
             overdue = TimeoutError(
                 f"the handler ran longer than {self._executor.timeout_s} s and ignored its cancellation"
             )
-            self._take_result(lane.work, [self._executor.judge(d, overdue) for d in lane.deliveries])
-            if self._order is not None:
-                for work, later in self._order.abandon(lane.deliveries):
-                    self._hand_back(work, iter((later,)))
+            self._give_up(lane, overdue)
+
+    def _give_up(self, lane: Lane, why: Exception) -> None:
+        """Another lane takes the place of this one; what its handler is at work on has failed, whatever becomes of it."""
+        lane.abandoned = True
+        self._lanes.discard(lane)
+        self._add_lane()
+        if lane.work is not None:
+            self._take_result(lane.work, [self._executor.judge(d, why) for d in lane.deliveries])
+        if self._order is not None:
+            for work, later in self._order.abandon(lane.deliveries):
+                self._hand_back(work, iter((later,)))
