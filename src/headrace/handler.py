@@ -42,6 +42,14 @@ def examine(function: Callable[..., Any], event_type: Any, retry: Retry, timeout
         raise ConfigurationError(f"{name}: expected a function, got {type(function).__name__}")
     if inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function):
         raise ConfigurationError(f"{name}: expected a function that returns, got a generator")
+    asynchronous = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
+        getattr(function, "__call__", None)  # noqa: B004
+    )
+    if not asynchronous and inspect.iscoroutinefunction(inspect.unwrap(function, stop=inspect.iscoroutinefunction)):
+        raise ConfigurationError(
+            f"{name}: expected `async def`, got a plain function that a decorator has put around one; "
+            "make the decorator's function `async def` too, and await in it"
+        )
     parameters = [
         p
         for p in inspect.signature(function).parameters.values()
@@ -64,8 +72,7 @@ def examine(function: Callable[..., Any], event_type: Any, retry: Retry, timeout
         function=function,
         name=name,
         types=types,
-        asynchronous=inspect.iscoroutinefunction(function)
-        or inspect.iscoroutinefunction(getattr(function, "__call__", None)),  # noqa: B004
+        asynchronous=asynchronous,
         batched=batched,
         with_context=len(parameters) > 1 and (len(required) > 1 or _is_context(hints.get(parameters[1].name))),
         retry=retry,

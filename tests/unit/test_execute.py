@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -209,5 +211,77 @@ def test_a_batch_handler_may_take_its_lists_apart() -> None:
             await t.drain()
             ledger = await t.ledger(orders, "g")
             assert (ledger.handled + ledger.dead, ledger.pending, ledger.missing) == (22, 0, 0)
+
+    asyncio.run(play())
+
+
+async def work(order: Order) -> None:
+    """What a handler of another shape leads to."""
+
+
+def generate(order: Order) -> Any:
+    yield order
+
+
+async def generate_later(order: Order) -> Any:
+    yield order
+
+
+def traced(function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def traced_call(*arguments: Any) -> Any:
+        return function(*arguments)
+
+    return traced_call
+
+
+@pytest.mark.parametrize(
+    ("function", "returned"),
+    [
+        (lambda order: work(Order(order.id)), "coroutine"),
+        (functools.partial(traced(work)), "coroutine"),
+        (lambda order: generate(Order(order.id)), "generator"),
+        (lambda order: generate_later(Order(order.id)), "async_generator"),
+        (traced(generate), "generator"),
+    ],
+)
+def test_a_plain_handler_whose_work_nobody_would_run_has_failed(function: Any, returned: str) -> None:
+    app = Headrace()
+    orders = app.topic("orders", Order)
+    orders.subscribe("g", retry=Retry(attempts=1))(function)
+
+    async def play() -> None:
+        async with app.testing() as t:
+            await orders.publish(Order("1"))
+            await t.drain()
+            (letter,) = await t.dead(orders, "g")
+            assert letter.reason == (
+                f"HandlerError: the handler is a plain function and returned a {returned}, which nobody runs; "
+                "declare an `async def` that awaits it"
+            )
+
+    asyncio.run(play())
+
+
+def test_a_plain_function_around_an_async_one_is_no_handler() -> None:
+    orders = Headrace().topic("orders", Order)
+    with pytest.raises(ConfigurationError, match="work: expected `async def`, got a plain function that a decorator"):
+        orders.subscribe("g")(traced(traced(work)))
+    orders.subscribe("g")(work)
+
+
+def test_what_a_plain_handler_returns_otherwise_is_not_looked_at() -> None:
+    app = Headrace()
+    orders = app.topic("orders", Order)
+
+    @orders.subscribe("g")
+    def handle(order: Order) -> str:
+        return order.id
+
+    async def play() -> None:
+        async with app.testing() as t:
+            await orders.publish(Order("1"))
+            await t.drain()
+            assert (await t.ledger(orders, "g")).handled == 1
 
     asyncio.run(play())

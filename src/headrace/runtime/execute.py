@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor as Threads
@@ -233,9 +234,18 @@ DEADLINE = "headrace: deadline"
 """The message of the cancellation that means: this handler's time is over."""
 
 
-def _contained(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Calls a function in a thread; what asyncio would not carry over as an exception becomes one."""
+def _contained(function: Callable[..., Any], *arguments: Any) -> None:
+    """Calls a function in a thread. Raises HandlerError for what asyncio would not carry over, and for a result that nobody would run."""
     try:
-        return function(*arguments)
+        result = function(*arguments)
     except StopIteration as e:
         raise HandlerError("the handler raised StopIteration") from e
+    if result is None:
+        return
+    if inspect.isawaitable(result) or inspect.isgenerator(result) or inspect.isasyncgen(result):
+        if inspect.iscoroutine(result) or inspect.isgenerator(result):
+            result.close()
+        raise HandlerError(
+            f"the handler is a plain function and returned a {type(result).__name__}, which nobody runs; "
+            "declare an `async def` that awaits it"
+        )
