@@ -121,6 +121,8 @@ class Publisher:
             b"%d" % count,
         )
         self._route = route
+        self._most = min(limits.publish_records, route.cap_events)
+        """Records in one call: never more than fit into an empty topic."""
         self._filling = Batch([], [], [])
         self._full: deque[Batch] = deque()
         self._sent: deque[Batch] = deque()
@@ -155,8 +157,11 @@ class Publisher:
         if self.grown:
             return self._onward(self.grown, records)
         done = self._loop.create_future()
-        for start in range(0, len(records), limits.publish_records):
-            self._add(records[start : start + limits.publish_records], done)
+        if len(records) <= self._most:
+            self._add(records, done)
+        else:
+            for start in range(0, len(records), self._most):
+                self._add(records[start : start + self._most], done)
         self._filling.hopeful.pop()
         self._filling.waiters.append(done)
         self._schedule()
@@ -166,7 +171,7 @@ class Publisher:
         size = sum([len(r.body) for r in records])
         batch = self._filling
         if batch.records and (
-            len(batch.records) + len(records) > limits.publish_records or batch.size + size > limits.batch_bytes_max
+            len(batch.records) + len(records) > self._most or batch.size + size > limits.batch_bytes_max
         ):
             self._cut()
             batch = self._filling
