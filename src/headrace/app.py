@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections.abc import AsyncIterator, Callable
 from types import TracebackType, UnionType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack, overload
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from headrace.testing.harness import Testing
 
 T = TypeVar("T")
+_running = asyncio._get_running_loop  # noqa: SLF001 - the public one raises if there is none, as in a child that was forked inside a coroutine
 
 
 class Headrace:
@@ -53,6 +55,15 @@ class Headrace:
         self._backend: Backend | None = None
         self._server: EmbeddedServer | None = None
         self._users = 0
+        """Blocks that are entered."""
+        self._kept = False
+        """Whether `connect` was called: then it stays connected when the last block ends."""
+        self._home: asyncio.AbstractEventLoop | None = None
+        """Where it is connected, or is being connected; a connection that two event loops or processes write to mixes up their answers."""
+        self._pid = 0
+        """Of the process of that event loop."""
+        self._opening: asyncio.Future[None] | None = None
+        """Done when the task that connects has ended, well or not."""
         self.connected: Settings | None = None
         """The settings with the URL that was used last; that of the embedded server if none was given."""
 
@@ -95,13 +106,36 @@ class Headrace:
         return topic
 
     def backend(self) -> Backend:
-        """The connected backend. Raises Closed outside `async with app`."""
+        """The connected backend. Raises Closed outside `async with app`, ConfigurationError in another process or event loop than that."""
         if self._backend is None:
             raise Closed("not connected: publish inside `async with app:`, or from a handler by ctx.publish")
+        if _running() is not self._home:
+            self._require_home()
         return self._backend
 
+    def _require_home(self) -> None:
+        if self._home is None or self._home is _running():
+            return
+        if self._pid != os.getpid():
+            raise ConfigurationError(
+                "this app is connected in another process, from which this one was forked: fork before `async with app`, or make another "
+                "Headrace in the child; nothing was done"
+            )
+        raise ConfigurationError(
+            "this app is connected in another event loop: make another Headrace for this thread, or publish there, by "
+            "asyncio.run_coroutine_threadsafe; nothing was done"
+        )
+
+    def _settle_in(self) -> None:
+        self._home, self._pid = asyncio.get_running_loop(), os.getpid()
+
     async def connect(self) -> None:
-        """Connects, starting the embedded server if no URL was given. Raises ConfigurationError, DurabilityError, NotConnected, Refused."""
+        """Connects until `aclose`. Raises as `async with` does."""
+        async with self:
+            self._kept = True
+
+    async def _connect(self) -> None:
+        """Starts the embedded server if no URL was given."""
         chosen = self.settings
         if not chosen.url:
             from headrace.embedded import server  # noqa: PLC0415 - only programs without a URL pay for it
@@ -112,7 +146,9 @@ class Headrace:
         try:
             self._backend = await backends.connect(chosen)
         except BaseException:
-            self._release()
+            held, self._server = self._server, None
+            if held is not None:
+                held.close()
             raise
 
     @contextlib.asynccontextmanager
@@ -120,9 +156,10 @@ class Headrace:
         """The app on a memory backend with virtual time, its handlers served: `async with app.testing() as t`. See headrace.testing."""
         from headrace.testing.harness import Testing  # noqa: PLC0415 - only tests pay for it
 
-        if self._backend is not None:
+        if self._home is not None:
             raise ConfigurationError("app.testing() is used instead of `async with app`, not inside it")
         testing = Testing(self.groups.values(), self.lease_s)
+        self._settle_in()
         self._backend = testing.backend
         self._users += 1
         try:
@@ -130,7 +167,7 @@ class Headrace:
                 yield testing
         finally:
             self._users -= 1
-            self._backend = None
+            self._backend = self._home = None
 
     async def relay(self) -> None:
         """Sends what is in the outbox until it is cancelled, beside whatever else the program does. Raises ConfigurationError, Refused, Closed."""
@@ -144,21 +181,43 @@ class Headrace:
         await Relay(self.outbox, self.backend(), {t.name: t.route for t in self.topics.values()}).run()
 
     async def aclose(self) -> None:
-        """Disconnects; idempotent. What was not acknowledged fails with Closed at its publisher."""
+        """Disconnects; idempotent. What was not acknowledged fails with Closed at its publisher. Raises ConfigurationError in another event loop."""
+        if self._home is not None and self._pid != os.getpid():
+            return  # what a forked child has inherited is its parent's
+        self._require_home()
+        await self._opened()
         backend, self._backend = self._backend, None
-        if backend is not None:
-            await backend.aclose()
-        self._release()
+        server, self._server = self._server, None  # whoever connects meanwhile has a hold of its own
+        self._kept, self._home = False, None
+        try:
+            if backend is not None:
+                await backend.aclose()
+        finally:
+            if server is not None:
+                server.close()
 
-    def _release(self) -> None:
-        server, self._server = self._server, None
-        if server is not None:
-            server.close()
+    async def _opened(self) -> None:
+        """Returns when no task is connecting."""
+        while self._opening is not None:
+            await asyncio.wait([self._opening])
 
     async def __aenter__(self) -> Self:
-        """Connects; may be nested."""
-        if not self._users and self._backend is None:
-            await self.connect()
+        """Connects, if that has not been done: blocks may be nested, and entered by several tasks at once.
+
+        Raises ConfigurationError, DurabilityError, NotConnected, Refused.
+        """
+        self._require_home()
+        await self._opened()
+        if self._backend is None:
+            self._settle_in()
+            opening = self._opening = asyncio.get_running_loop().create_future()
+            try:
+                await self._connect()
+            finally:
+                if self._backend is None:
+                    self._home = None
+                self._opening = None
+                opening.set_result(None)  # those who wait use what was opened, or try themselves
         self._users += 1
         return self
 
@@ -167,5 +226,5 @@ class Headrace:
     ) -> None:
         """Disconnects when the outermost block ends."""
         self._users -= 1
-        if not self._users:
+        if not self._users and not self._kept:
             await self.aclose()
