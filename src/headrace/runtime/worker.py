@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import logging
 import os
@@ -10,9 +11,10 @@ import secrets
 import socket
 import sys
 import threading
+import time
 from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Protocol, TypeVar
+from typing import Any, NoReturn, Protocol, TypeVar
 
 from headrace import limits
 from headrace.backends.contract import Backend, Feed, Subscription
@@ -28,6 +30,8 @@ from headrace.topic import Group
 
 log = logging.getLogger("headrace")
 _THREADS = "headrace-handler"
+_THREADS_S = 1.0
+"""How long a worker that has stopped waits for its threads."""
 T = TypeVar("T")
 
 
@@ -185,28 +189,58 @@ async def _end_leaked_tasks(code: int) -> None:
     for task in leaked:
         task.cancel()
     if leaked and (await asyncio.wait(leaked, timeout=limits.abandon_s))[1]:
-        log.error("tasks that handlers left behind ignore their cancellation; ending the process around them")
-        sys.stderr.flush()
-        os._exit(code)
+        _end_around("tasks that handlers left behind ignore their cancellation", code)
+
+
+async def _end_threads(code: int) -> None:
+    """Idle threads end in a moment; the interpreter would wait for ever for those that are still at work."""
+    end = time.monotonic() + _THREADS_S
+    while any(t.name.startswith(_THREADS) for t in threading.enumerate()):
+        if time.monotonic() > end:
+            _end_around("threads of handlers are still at work and cannot be stopped", code)
+        await asyncio.sleep(0.01)
+
+
+def _end_around(what: str, code: int) -> NoReturn:
+    """Everything of ours is committed or handed back."""
+    log.error("%s; ending the process around them", what)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # nobody reads it, or a handler has closed it
+            stream.flush()
+    os._exit(code)
 
 
 def main(app: App, parent_pipe: int | None = None) -> int:
-    """Runs a worker in this process until SIGTERM or SIGINT; returns the exit code (0 stopped, 4 refused by the server).
+    """Runs a worker in this process until SIGTERM or SIGINT; returns the exit code.
 
+    0: it was stopped; 1: what a handler has started ended the process, as `sys.exit()` in a task of its own does; 4: refused by the server.
     Raises what `serve` raises.
     """
+    stop, exits = Stop(), list[BaseException]()
 
-    async def run() -> BackendError | None:
-        stop = Stop()
+    async def run() -> int:
+        code = 1
+        threads = ThreadPoolExecutor(thread_name_prefix=_THREADS)
+        asyncio.get_running_loop().set_default_executor(threads)
         with stopping(stop, parent_pipe):
-            error = await serve(app, stop)
-        await _end_leaked_tasks(0 if error is None else 4)
-        return error
+            try:
+                error = await serve(app, stop)
+                code = 1 if exits else 0 if error is None else 4
+            finally:
+                await _end_leaked_tasks(code)
+                threads.shutdown(wait=False, cancel_futures=True)
+                await _end_threads(code)
+        return code
 
-    error = asyncio.run(run())
-    code = 0 if error is None else 4
-    if any(t.name.startswith(_THREADS) and t.is_alive() for t in threading.enumerate()):
-        log.error("handlers in threads are still at work and cannot be stopped; ending the process around them")
-        sys.stderr.flush()
-        os._exit(code)  # the interpreter would wait for them for ever; everything of ours is committed or handed back
-    return code
+    with asyncio.Runner() as runner:
+        loop = runner.get_loop()
+        running = loop.create_task(run())
+        while True:
+            try:
+                return loop.run_until_complete(running)
+            except (SystemExit, KeyboardInterrupt) as e:  # asyncio lets them through all that runs; the loop can go on
+                if running.done():
+                    raise
+                log.critical("a task that a handler has started ended with %r; this worker stops", e)
+                exits.append(e)
+                stop.asked.set()
