@@ -49,6 +49,11 @@ class Record(Struct, frozen=True, gc=False):
     at_ms: int = 0
     """Due `delay_ms` from now or at `at_ms` (Unix time), by the server's clock. 0: at once."""
 
+    @property
+    def place(self) -> bytes | None:
+        """What its partition follows from, if anything does: the key, an empty one too, else the id."""
+        return self.id if self.key is None else self.key
+
 
 class Delivery(Struct, gc=False, eq=False):
     """One event taken by a worker. By itself, given to `commit`, it means: handled, nothing to write."""

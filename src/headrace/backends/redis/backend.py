@@ -130,7 +130,7 @@ class RedisBackend:
         self._spread = (self._spread + 1) % count
         by_number: dict[int, list[Record]] = {}
         for record in records:
-            key = record.key or record.id
+            key = record.place
             number = self._spread if key is None else partition_of(key, count)
             own = by_number.get(number)
             if own is None:
@@ -145,7 +145,7 @@ class RedisBackend:
         while True:
             if count == 1:
                 return route.topic
-            stream = f"{route.topic}.{partition_of(record.key or record.id or b'', count)}"
+            stream = f"{route.topic}.{partition_of(record.place or b'', count)}"
             publisher = self._publishers.get((stream, count))
             if publisher is None or not publisher.grown:
                 return stream

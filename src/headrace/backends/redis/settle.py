@@ -158,7 +158,8 @@ def stream_of(route: Route, record: Record, identity: bytes, partitions: int) ->
     """The partition of an output: by its key, else by its id, so that it is the same however often its input is handled."""
     if partitions == 1:
         return route.topic
-    return f"{route.topic}.{partition_of(record.key or record.id or identity, partitions)}"
+    place = identity if record.place is None else record.place
+    return f"{route.topic}.{partition_of(place, partitions)}"
 
 
 def elsewhere(calls: Iterable[Writes]) -> list[tuple[Route, list[Record]]]:

@@ -11,7 +11,8 @@ local function pairs_of(flat)
   return map
 end
 -- include extra
-local added = pairs_of(call('XINFO', 'STREAM', KEYS[1]))['entries-added']
+local facts = pairs_of(call('XINFO', 'STREAM', KEYS[1]))
+local added = facts['entries-added']
 local info
 for _, flat in ipairs(call('XINFO', 'GROUPS', KEYS[1])) do
   local g = pairs_of(flat)
@@ -22,11 +23,8 @@ local record = call('HMGET', KEYS[2], 'origin', 'replayed', 'handled', 'dropped'
 local ordered = record[7] == 'ordered'
 local place = ordered and record[8] or info['last-delivered-id']
 local pending = call('XPENDING', KEYS[1], ARGV[1])
-local oldest = pending[1] > 0 and pending[2] or ''
-if oldest == '' then
-  local rest = call('XRANGE', KEYS[1], '(' .. place, '+', 'COUNT', 1)
-  if rest[1] then oldest = rest[1][1] end
-end
+local ahead_of = call('XRANGE', KEYS[1], '(' .. place, '+', 'COUNT', 1)[1]
+local oldest = pending[1] > 0 and pending[2] or ahead_of and ahead_of[1] or ''
 local t = call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
 local function size(command, key) return call('EXISTS', key) == 1 and call(command, key) or 0 end
@@ -41,6 +39,8 @@ elseif type(read) ~= 'number' or ARGV[2] ~= '1' then             -- lost by the 
   until #page < 100 or unread >= 100000
   read = unread < 100000 and added - unread or -1
 end
+if not ahead_of then read = added                                 -- what others took away is not unread, but missing
+elseif ahead_of[1] == facts['first-entry'][1] then read = added - facts.length end
 local extra, ahead = tonumber(call('HGET', KEYS[8], 'extra') or 0), extra_before(KEYS[8], '(' .. place)
 return {added, tonumber(record[1] or -1), tonumber(record[2] or 0), tonumber(record[3] or 0), size('XLEN', KEYS[6]), tonumber(record[4] or 0),
   pending[1], read, size('ZCARD', KEYS[4]), size('ZCARD', KEYS[5]) + size('XLEN', KEYS[3]),

@@ -1,4 +1,4 @@
-#!lua
+#!lua flags=allow-oom
 -- An operator moves events: from the dead letters or the topic to the group's retry stream, or away for good.
 -- KEYS  1 stream to take from  2 retry  3 record     ARGV  1 how: again (dead letters, back to the group), drop (dead letters), copy (from the topic)  2... ids
 -- Returns how many events were there.

@@ -27,7 +27,7 @@ end
 local packed = call('HMGET', KEYS[5], 'extra', 'gone', 'of')  -- events beyond one per entry: ever appended, and trimmed with their entries
 if packed[3] and packed[3] ~= ARGV[8] then return redis.error_reply('GREW ' .. packed[3]) end
 local extra = tonumber(packed[1] or 0)
-local before = extra
+local before, packed_id = extra, nil
 if call('XLEN', stream) + extra - tonumber(packed[2] or 0) + count > tonumber(ARGV[5]) then return redis.error_reply('BACKPRESSURE ' .. stream .. ' is at its cap of ' .. ARGV[5]) end
 
 local now, window = nil, tonumber(ARGV[7])
@@ -57,7 +57,7 @@ while p <= total do
       if seq <= last then return redis.error_reply(fmt('INVALID a part of these %d packed events is there already', n)) end
       a[5] = fmt(idpat, seq); a[9] = fmt('%d', extra)
       for i = 1, nv do a[base + 2 * i] = ARGV[p + i - 1] end
-      call(unpack(a, 1, width))
+      packed_id = call(unpack(a, 1, width))
       extra = extra + n - 1
     end
     p = p + nv; seq = seq + n
@@ -90,7 +90,7 @@ while p <= total do
     end
   end
 end
-if extra > before then call('HSET', KEYS[5], 'extra', fmt('%d', extra)) end
+if extra > before then call('HSET', KEYS[5], 'extra', fmt('%d', extra), 'newest', packed_id) end
 if ids > 0 and call('PTTL', KEYS[4]) < window then call('PEXPIRE', KEYS[4], window) end
 call('SET', KEYS[2], fmt('%d %d', epoch, first + count - 1), 'EX', ARGV[6])
 local dropped = skip > 0 and skip or 0

@@ -1,4 +1,4 @@
-#!lua
+#!lua flags=allow-oom
 -- An operator starts a group anew; its ledger begins here; dead letters and retries stay, but for events set aside in ordered mode that are read again.
 -- KEYS  1 stream  2 record  3 retry  4 dead  5 delayed:G  6 packed     ARGV  1 group  2 where: 0, $ or the id after which it reads on
 local call, stream, group = redis.call, KEYS[1], ARGV[1]

@@ -4,11 +4,18 @@
 -- Returns {trimmed, 1 if there is more to trim}.
 local call, stream = redis.call, KEYS[1]
 local exists = call('EXISTS', stream) == 1
-local packed = call('HMGET', KEYS[3], 'extra', 'gone')
+local packed = call('HMGET', KEYS[3], 'extra', 'gone', 'newest')
 local extra = tonumber(packed[1] or 0)
+local function split(id)
+  local ms, seq = string.match(id, '^(%d+)-(%d+)$')
+  return tonumber(ms), tonumber(seq)
+end
+local function before(ms, seq, other_ms, other_seq) return ms < other_ms or (ms == other_ms and seq < other_seq) end
 local function note_gone()                                      -- what packed entries that are no longer there had beyond one event each
   for _, count in ipairs(extra > 0 and {1, 100} or {}) do       -- the first entry most often says it
     local page = exists and call('XRANGE', stream, '-', '+', 'COUNT', count) or {}
+    local ms, seq = split(packed[3] or '')
+    if ms and page[1] and before(ms, seq, split(page[1][1])) then return call('HSET', KEYS[3], 'gone', extra) end  -- no packed entry is left
     for _, entry in ipairs(page) do
       if entry[2][3] == 'events' and entry[2][5] == 'before' then return call('HSET', KEYS[3], 'gone', entry[2][6]) end
     end
@@ -22,10 +29,6 @@ if #groups == 0 then                                           -- nobody has rea
 end
 local t = call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
-local function split(id)
-  local ms, seq = string.match(id, '^(%d+)-(%d+)$')
-  return tonumber(ms), tonumber(seq)
-end
 local low_ms, low_seq                                          -- the oldest entry that must stay
 for _, info in ipairs(groups) do
   local name, done
@@ -35,7 +38,7 @@ for _, info in ipairs(groups) do
   local pending = call('XPENDING', stream, name)
   local ms, seq
   if pending[1] > 0 then ms, seq = split(pending[2]) else ms, seq = split(done); seq = seq + 1 end
-  if not low_ms or ms < low_ms or (ms == low_ms and seq < low_seq) then low_ms, low_seq = ms, seq end
+  if not low_ms or before(ms, seq, low_ms, low_seq) then low_ms, low_seq = ms, seq end
 end
 local facts = call('XINFO', 'STREAM', stream)
 for i = 1, #facts, 2 do
@@ -53,7 +56,7 @@ if excess > 0 and excess <= 200 and trimmed < limit then       -- less than a no
   local ms, seq = low_ms, low_seq
   if rows[excess + 1] then
     local m, q = split(rows[excess + 1][1])
-    if m < ms or (m == ms and q < seq) then ms, seq = m, q end
+    if before(m, q, ms, seq) then ms, seq = m, q end
   end
   trimmed = trimmed + call('XTRIM', stream, 'MINID', id(ms, seq))
 end
