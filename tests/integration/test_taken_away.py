@@ -17,7 +17,7 @@ from tests.servers import Server
 
 pytest_plugins = ["tests.servers"]
 ORDERS = Route("orders")
-DELETIONS: dict[str, Callable[[list[bytes]], tuple[object, ...]]] = {
+DELETIONS: dict[str, Callable[[list[bytes]], tuple[str | bytes | int, ...]]] = {
     "trimmed": lambda _ids: ("XTRIM", "orders", "MAXLEN", "=", 60),
     "the first": lambda ids: ("XDEL", "orders", *ids[:40]),
     "in the middle": lambda ids: ("XDEL", "orders", *ids[30:70]),

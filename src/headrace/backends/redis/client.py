@@ -8,6 +8,7 @@ from typing import Any, Final
 from redis.crc import key_slot
 
 from headrace.backends.contract import Route
+from headrace.backends.partition import streams
 from headrace.backends.redis.address import Address, parse
 from headrace.backends.redis.connection import Wire, open_wire
 from headrace.backends.redis.keys import GROWN, TOPICS
@@ -139,20 +140,47 @@ class Client:
         return route.partitions if known is None else known[1]
 
     async def register(self, route: Route) -> None:
-        """Puts a topic on the server's list of topics, once. Raises Refused if it never had as many partitions as are declared."""
+        """Puts a topic on the server's list of topics, once.
+
+        Raises Refused if it never had as many partitions as are declared, or a stream of it belongs to another topic.
+        """
         if self.is_registered(route):
             return
         topic, declared = route.topic, route.partitions
         try:
-            count = declared
-            if not await self.command("HSETNX", TOPICS, topic, declared):
-                count = int(await self.command("HGET", TOPICS, topic) or declared)
-                if count != declared:
-                    await self._require_grown(topic, declared, count)
+            known = await self.command("HGET", TOPICS, topic)
+            if known is None:
+                await self._require_distinct(topic, declared)
+                if not await self.command("HSETNX", TOPICS, topic, declared):
+                    known = await self.command("HGET", TOPICS, topic)
+            count = int(known or declared)
+            if count != declared:
+                await self._require_grown(topic, declared, count)
         except BackendError:
             self._partitions.pop(topic, None)
             raise
         self._partitions[topic] = (declared, count)
+
+    async def _require_distinct(self, topic: str, partitions: int) -> None:
+        """Raises Refused if a new topic has the name of another one's partition, or one of its partitions that of a topic."""
+        whole, _, number = topic.rpartition(".")
+        if (
+            whole
+            and number.isdecimal()
+            and topic in streams(whole, int(await self.command("HGET", TOPICS, whole) or 1))
+        ):
+            raise Refused(
+                f"{topic} is a partition of topic {whole}: publish and subscribe to {whole}, or use another name"
+            )
+        if partitions > 1:
+            names = streams(topic, partitions)
+            taken = [
+                n for n, of in zip(names, await self.command("HMGET", TOPICS, *names), strict=True) if of is not None
+            ]
+            if taken:
+                raise Refused(
+                    f"topic {topic} would have a partition {taken[0]}, and there is a topic of that name: use another name"
+                )
 
     async def _require_grown(self, topic: str, declared: int, count: int) -> None:
         """Raises Refused unless the topic once had as many partitions as are declared, and has grown since."""
