@@ -47,7 +47,7 @@ class Executor:
             else None
         )
         self._by_type = {t: h for h in group.handlers for t in h.types}
-        self._calls = {h: self._limited(self._call_of(h), h.timeout_s) for h in group.handlers}  # names may repeat
+        self._calls = {h: self._call_of(h) for h in group.handlers}  # names may repeat
         self._surroundings = {
             h: Surroundings(self.topic, self.group, h.timeout_s, effects, group.topic.route.partitions)
             for h in group.handlers
@@ -186,24 +186,16 @@ class Executor:
         """The call with a deadline of its own, if it is sooner than that of the group, which the pump keeps."""
         if timeout_s is None or timeout_s == self.timeout_s:
             return call
-
-        async def limited(event: Any, ctx: Any) -> None:
-            limit = asyncio.timeout(timeout_s)
-            try:
-                async with limit:
-                    await call(event, ctx)
-            except TimeoutError as e:
-                if not limit.expired():
-                    raise  # the handler's own
-                raise DeadlineExceeded(f"the handler ran longer than {timeout_s} s") from e
-
-        return limited
+        return lambda event, ctx: _within(timeout_s, call(event, ctx))
 
     def _call_of(self, handler: Handler) -> Callable[[Any, Any], Awaitable[Any]]:
-        """A uniform way to call a handler, chosen once."""
-        function = handler.function
+        """A uniform way to call a handler, with its deadline, chosen once."""
         if self._inbox is not None:
             return self._in_transaction(handler, self._inbox)
+        return self._limited(self._direct(handler), handler.timeout_s)
+
+    def _direct(self, handler: Handler) -> Callable[[Any, Any], Awaitable[Any]]:
+        function = handler.function
         if handler.asynchronous:
             if handler.with_context:
                 return function
@@ -214,24 +206,62 @@ class Executor:
         return lambda event, _: loop.run_in_executor(threads, _contained, function, event)
 
     def _in_transaction(self, handler: Handler, inbox: Transactions) -> Callable[[Any, Any], Awaitable[Any]]:
-        """The call inside a transaction that also notes its events as handled."""
+        """The call inside a transaction that also notes its events as handled.
+
+        A deadline that passes before the handler or after it is the database's: nothing has happened yet, or the repeat finds out.
+        """
         function, batched = handler.function, handler.batched
 
         async def call(events: Any, contexts: Any) -> None:
             of = dict(zip(map(id, contexts), events, strict=True)) if batched else {}
+            waits: str | None = _BEFORE
 
-            def handle(fresh: Sequence[Context]) -> Any:
+            def words(fresh: Sequence[Context]) -> tuple[Any, ...]:
                 event = [of[id(ctx)] for ctx in fresh] if batched else events
-                words = (event, list(fresh) if batched else contexts) if handler.with_context else (event,)
-                return function(*words) if handler.asynchronous else _contained(function, *words)
+                return (event, list(fresh) if batched else contexts) if handler.with_context else (event,)
 
-            await inbox.run(self.topic, self.group, contexts if batched else (contexts,), handle, self._threads)
+            async def handle(fresh: Sequence[Context]) -> None:
+                nonlocal waits
+                waits = None
+                await function(*words(fresh))
+                waits = _AFTER
+
+            def handle_here(fresh: Sequence[Context]) -> None:
+                nonlocal waits
+                waits = None
+                _contained(function, *words(fresh))
+                waits = _AFTER
+
+            async def run(*_: Any) -> None:
+                own = handle if handler.asynchronous else handle_here
+                await inbox.run(self.topic, self.group, contexts if batched else (contexts,), own, self._threads)
+
+            try:
+                await self._limited(run, handler.timeout_s)(events, contexts)
+            except (asyncio.CancelledError, DeadlineExceeded) as e:
+                error = self._seen(e)
+                if waits and isinstance(error, DeadlineExceeded):
+                    raise Unavailable(f"no answer within {handler.timeout_s} s, {waits}") from e
+                raise error from e
 
         return call
 
 
 DEADLINE = "headrace: deadline"
 """The message of the cancellation that means: this handler's time is over."""
+_BEFORE, _AFTER = "before its handler was called", "after its handler had returned"
+
+
+async def _within(timeout_s: float, work: Awaitable[Any]) -> None:
+    """Waits for it. Raises DeadlineExceeded if that takes longer."""
+    limit = asyncio.timeout(timeout_s)
+    try:
+        async with limit:
+            await work
+    except TimeoutError as e:
+        if not limit.expired():
+            raise  # the handler's own
+        raise DeadlineExceeded(f"the handler ran longer than {timeout_s} s") from e
 
 
 def _contained(function: Callable[..., Any], *arguments: Any) -> None:
