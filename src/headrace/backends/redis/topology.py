@@ -36,8 +36,13 @@ class SlotMap:
         self._nodes = RedisCluster(
             startup_nodes=[ClusterNode(host, port) for host, port in place.seeds],
             require_full_coverage=False,
+            dynamic_startup_nodes=False,
             **arguments,
         ).nodes_manager
+        self._seeds = self._nodes.startup_nodes
+        """Nodes of the URL: a name stays right when every node has another address by now."""
+        self._seen: dict[str, ClusterNode] = {}
+        """Those that were found when the map was learned last."""
         self._moved: dict[int, Address] = {}
         """What servers have told since the map was learned; they know better than the node that was asked."""
         self._known = False
@@ -72,6 +77,7 @@ class SlotMap:
         return (nodes[0].host, int(nodes[0].port)) if nodes else None
 
     async def _learn(self) -> None:
+        self._nodes.startup_nodes = {**self._seen, **self._seeds}  # any of them may be down, or know nothing new
         try:
             try:
                 await (
@@ -87,8 +93,13 @@ class SlotMap:
             raise NotConnected(
                 f"{self._where}: no node of the Cluster answers; are the addresses right, and the servers up? [{e}]"
             ) from None
+        except IndexError:  # the first primary of none
+            raise NotConnected(
+                f"{self._where}: no node of the Cluster has slots; is it still being set up? Then wait"
+            ) from None
         except Exception as e:  # noqa: BLE001 - from_client raises again what it does not know
             raise replies.from_client(e, self._where) from None
+        self._seen = dict(self._nodes.nodes_cache)
         self._moved.clear()
         self._known = True
 
