@@ -289,6 +289,21 @@ def test_a_publisher_appends_its_own_short_delays(server: Server) -> None:
     playing(server, play)
 
 
+def test_many_that_are_due_at_once_are_appended_by_few_calls(server: Server) -> None:
+    async def play(backend: RedisBackend) -> None:
+        await backend.publish(ORDERS, [Record(b"%d" % n, delay_ms=300) for n in range(5_000)])
+        server.command("CONFIG", "RESETSTAT")
+
+        async def appended() -> bool:
+            return len(bodies(server)) == 5_000
+
+        await wait_until_async(appended, "all delayed events are in the topic")
+        (calls,) = re.findall(rb"cmdstat_evalsha:calls=(\d+)", server.command("INFO", "commandstats"))
+        assert int(calls) < 200
+
+    playing(server, play)
+
+
 def test_a_retry_is_appended_when_it_is_due_and_not_with_the_next_heartbeat(server: Server) -> None:
     async def play(backend: RedisBackend) -> None:
         await backend.publish(ORDERS, [Record(b"x")])

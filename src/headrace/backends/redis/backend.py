@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Sequence
+from typing import Final
 
 from headrace import limits
 from headrace.backends.contract import Features, Feed, Record, Route, Subscription
@@ -24,6 +26,8 @@ from headrace.errors import BackendError, Closed, NotConnected, Overloaded
 from headrace.settings import Settings
 
 log = logging.getLogger("headrace.redis")
+_MOMENT_S: Final = 0.01
+"""Delayed records that are due within it are appended by one call, at its end."""
 
 
 class RedisBackend:
@@ -41,7 +45,7 @@ class RedisBackend:
         self._spread = 0
         """Where the next events without a key go."""
         self._feeds: list[OrderedFeed | SharedFeed | FanIn] = []
-        self._timers: set[asyncio.TimerHandle] = set()
+        self._timers: dict[tuple[str, int], asyncio.TimerHandle] = {}
         self._promotions: set[asyncio.Task[None]] = set()
         self._entrance = asyncio.Lock()
         self._entering = 0
@@ -160,19 +164,29 @@ class RedisBackend:
         ):
             return
 
+        loop = asyncio.get_running_loop()
+        due = (
+            stream,
+            math.ceil((loop.time() + max(delay_s, 0.0)) / _MOMENT_S),
+        )  # one call for all that are due in this moment
+        if due in self._timers:
+            return
+
         def fire() -> None:
-            self._timers.discard(timer)
+            del self._timers[due]
             task = asyncio.ensure_future(self._promote(stream))
             self._promotions.add(task)
             task.add_done_callback(self._promotions.discard)
 
-        timer = asyncio.get_running_loop().call_later(max(delay_s, 0.0) + 0.001, fire)
-        self._timers.add(timer)
+        self._timers[due] = loop.call_at(due[1] * _MOMENT_S, fire)
 
     async def _promote(self, stream: str) -> None:
-        own = keys.partition(stream)
+        own, next_ms = keys.partition(stream), 0
         try:
-            await self.client.call("tend", (own.stream, own.delayed), b"", 0, limits.batch_records_max)
+            while next_ms == 0:  # more are due than one call appends
+                next_ms, _, _ = await self.client.call(
+                    "tend", (own.stream, own.delayed), b"", 0, limits.batch_records_max
+                )
         except BackendError as e:
             log.debug("appending delayed records of %s: %s; a worker does it with its next heartbeat", stream, e)
 
@@ -204,7 +218,7 @@ class RedisBackend:
     async def aclose(self) -> None:
         """See contract.Backend."""
         self._closed = True
-        for timer in self._timers:
+        for timer in self._timers.values():
             timer.cancel()
         await asyncio.gather(*(feed.aclose() for feed in self._feeds))
         for publisher in self._publishers.values():
