@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import signal
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import hiredis
@@ -45,7 +44,7 @@ leaving, computing, hanging = app(leave), app(compute), app(hang)
 
 
 @pytest.fixture
-def where(tmp_path: Path, cli_server: Server) -> Iterator[Path]:
+def where(tmp_path: Path, cli_server: Server) -> Path:
     """A directory with apps, while twenty orders wait."""
     (tmp_path / "apps.py").write_text(APPS)
     for n in range(20):

@@ -10,9 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from headrace.backends.contract import Delivery, Settled, Settlement, Verdict, comes_again, delivery_of
 from headrace.runtime.execute import Executor
 from headrace.runtime.turn import Turn
-from headrace.runtime.work import Lane, Work
-
-Key = bytes | None
+from headrace.runtime.work import Key, Lane, Work
 
 
 class Order:
@@ -50,11 +48,14 @@ class Order:
                 self.at_work[key] = None
                 yield from waiting
 
-    def abandon(self, deliveries: Sequence[Delivery]) -> Iterator[tuple[Work, Delivery]]:
-        """The lane that has these keys is left alone, its events failed; takes out what waited behind them."""
-        for delivery in deliveries:
-            self.stopped[delivery.key] = math.inf
-            yield from self.at_work.pop(delivery.key, None) or ()
+    def abandon(self, lane: Lane, failed: Sequence[Settled]) -> Iterator[tuple[Work, Delivery]]:
+        """This lane is left alone, its events failed; frees its keys, and takes out what waited behind them: that is to be handed back."""
+        for one in failed:
+            self.look(one)
+        for key in {delivery.key for delivery in lane.deliveries} | lane.keys.keys():
+            if waiting := self.at_work.pop(key, None):
+                self.stopped[key] = math.inf
+                yield from waiting
 
     def goes_back(self, key: Key, work: Work) -> bool:
         """Whether an event of this read stands behind one that is to be handled again."""
@@ -125,8 +126,12 @@ class Order:
             work, delivery = waiting.popleft()
             lane.work = work
             chunk = [delivery]
-            while waiting and waiting[0][0] is work and len(chunk) < size and delivery.attempt == 1:
-                chunk.append(waiting.popleft()[1])
+            while delivery.attempt == 1 and waiting and len(chunk) < size:
+                other, delivery = waiting[0]
+                if other is not work or delivery.attempt > 1:
+                    break
+                chunk.append(delivery)
+                waiting.popleft()
             await self._run_chunk(lane, work, chunk)
             if lane.abandoned:
                 return
@@ -157,24 +162,30 @@ class Order:
         at_work, size = self.at_work, self._executor.batch
         for first in work.unstarted:
             chunk: list[Delivery] = []
-            keys: dict[Key, None] = {}
+            keys = lane.keys
             delivery: Delivery | None = first
             while delivery is not None:
-                key = delivery.key
+                key, alone = delivery.key, delivery.attempt > 1  # what failed before is handled without company
                 if key in at_work and key not in keys:
                     self.wait(key, work, delivery)
+                elif alone and chunk:
+                    work.back = delivery
+                    break
                 else:
                     at_work.setdefault(key)
                     keys[key] = None
                     chunk.append(delivery)
-                alone = bool(chunk) and chunk[-1].attempt > 1  # what failed before is handled without further company
-                delivery = next(work.unstarted, None) if len(chunk) < size and not alone else None
+                    if alone:
+                        break
+                delivery = next(work.unstarted, None) if len(chunk) < size else None
             if chunk:
                 await self._run_chunk(lane, work, chunk)
-            for key in keys:
-                if lane.abandoned:
-                    return
+            while keys and not lane.abandoned:
+                key = next(iter(keys))
                 await self._run_waiting(lane, key)
+                del keys[key]  # another lane may have it now
+            if lane.abandoned:
+                return
             lane.work = work
 
     def in_sequence(self, deliveries: Sequence[Delivery], settled: Sequence[Settled]) -> list[Settled]:

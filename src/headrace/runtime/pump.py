@@ -138,7 +138,7 @@ class Pump:
             if deliveries:
                 self._uncommitted += len(deliveries)
                 self._reads += 1
-                work = Work(deliveries, self._reads)
+                work = Work(deliveries, self._reads, batched=self._executor.batched)
                 if self._stopping:
                     self._hand_back(work, work.unstarted)
                     return
@@ -230,6 +230,9 @@ class Pump:
             lane.deliveries = chunk = [delivery]
             if delivery.attempt == 1:  # what failed before is handled alone, so that it cannot fail others again
                 while len(chunk) < size and (more := next(work.unstarted, None)) is not None:
+                    if more.attempt > 1:
+                        work.back = more
+                        break
                     chunk.append(more)
             settled = await self._executor.execute_batch(chunk, lane.started)
             if lane.abandoned:
@@ -369,8 +372,11 @@ class Pump:
         lane.abandoned = True
         self._lanes.discard(lane)
         self._add_lane()
-        if lane.work is not None:
-            self._take_result(lane.work, [self._executor.judge(d, why) for d in lane.deliveries])
+        failed: list[Settled] = [self._executor.judge(d, why) for d in lane.deliveries]
         if self._order is not None:
-            for work, later in self._order.abandon(lane.deliveries):
+            failed = self._order.in_sequence(lane.deliveries, failed)
+        if lane.work is not None:
+            self._take_result(lane.work, failed)
+        if self._order is not None:
+            for work, later in self._order.abandon(lane, failed):
                 self._hand_back(work, iter((later,)))
