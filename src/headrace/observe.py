@@ -6,6 +6,8 @@ import logging
 from collections.abc import Callable
 from typing import Protocol
 
+from headrace.retry import leaves
+
 log = logging.getLogger("headrace")
 
 
@@ -18,8 +20,9 @@ def text_of(thing: object, write: Callable[[object], str] = str) -> str:
 
 
 def described(error: BaseException) -> str:
-    """`Name: message`, as it stands in the log and in a dead letter. Never raises."""
-    return f"{type(error).__name__}: {text_of(error)}"
+    """`Name: message`, as it stands in the log and in a dead letter; of an ExceptionGroup, what it holds first. Never raises."""
+    first, *more = leaves(error)
+    return f"{type(first).__name__}: {text_of(first)}{f' (and {len(more)} more)' if more else ''}"
 
 
 class Observer(Protocol):

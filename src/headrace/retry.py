@@ -28,7 +28,7 @@ class Retry(Struct, frozen=True):
     max_s: float = 3600.0
     jitter: float = 0.2
     dead: tuple[type[BaseException], ...] = ()
-    """Exceptions that go straight to the dead letters, as `Reject` does."""
+    """Exceptions that go straight to the dead letters, as `Reject` does; an ExceptionGroup (of a TaskGroup) does if all it holds are such."""
 
     def __post_init__(self) -> None:
         """Raises ConfigurationError for values that cannot be meant."""
@@ -52,12 +52,25 @@ class Retry(Struct, frozen=True):
 
     def is_final(self, error: BaseException) -> bool:
         """Whether no further attempt can help."""
-        return isinstance(error, (Reject, Undecodable, *self.dead))
+        final: tuple[type[BaseException], ...] = (Reject, Undecodable, *self.dead)
+        return isinstance(error, final) or all(isinstance(e, final) for e in leaves(error))
 
     def pause_s(self, attempt: int) -> float:
         """Seconds between this attempt and the next."""
         delay = min(self.first_s * self.factor ** min(attempt - 1, 64), self.max_s)
         return delay * random.uniform(1 - self.jitter, 1 + self.jitter)  # noqa: S311 - not a secret
+
+
+def leaves(error: BaseException) -> list[BaseException]:
+    """What was raised: the error, or what an ExceptionGroup holds, at any depth."""
+    found, open_ = [], [error]
+    while open_:
+        one = open_.pop()
+        if isinstance(one, BaseExceptionGroup):
+            open_ += reversed(one.exceptions)
+        else:
+            found.append(one)
+    return found
 
 
 def _expect(field: str, fine: bool, expected: str, got: object) -> None:  # noqa: FBT001 - the condition itself

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from msgspec import Struct
 
-from headrace import ConfigurationError, Context, Headrace, Retry, Topic
+from headrace import ConfigurationError, Context, Headrace, Reject, Retry, Topic
 from headrace.backends.contract import Record
 from headrace.observe import LogObserver
 
@@ -285,3 +285,33 @@ def test_what_a_plain_handler_returns_otherwise_is_not_looked_at() -> None:
             assert (await t.ledger(orders, "g")).handled == 1
 
     asyncio.run(play())
+
+
+@pytest.mark.parametrize(
+    ("raised", "calls", "reason"),
+    [
+        ([Reject("no good")], 1, "Reject: no good"),
+        ([KeyError("a"), ExceptionGroup("inner", [Reject("b"), Reject("c")])], 1, "KeyError: 'a' (and 2 more)"),
+        ([ExceptionGroup("inner", [Reject("b")]), OSError("away")], 2, "Reject: b (and 1 more)"),
+        ([OSError("away")], 2, "OSError: away"),
+    ],
+)
+def test_an_exception_group_is_what_it_holds(raised: list[Exception], calls: int, reason: str) -> None:
+    app = Headrace()
+    orders = app.topic("orders", Order)
+    attempts: list[int] = []
+
+    @orders.subscribe("g", retry=Retry(attempts=2, dead=(LookupError,)))
+    async def handle(order: Order, ctx: Context) -> None:
+        attempts.append(ctx.attempt)
+        raise ExceptionGroup("unhandled errors in a TaskGroup", raised)
+
+    async def play() -> None:
+        async with app.testing() as t:
+            await orders.publish(Order("1"))
+            await t.drain()
+            (letter,) = await t.dead(orders, "g")
+            assert letter.reason == reason
+
+    asyncio.run(play())
+    assert attempts == [1, 2][:calls]
