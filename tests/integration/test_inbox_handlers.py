@@ -17,7 +17,10 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from sqlalchemy.pool import NullPool
 
 from headrace import Context, Headrace, Retry
+from headrace.backends.contract import Delivery
+from headrace.backends.entry import copy_of
 from headrace.once import Inbox
+from headrace.once.unit import identity
 from tests.postgres import Postgres
 
 DRIVERS = {"asyncpg": "postgresql+asyncpg", "psycopg": "postgresql+psycopg", "sqlite": "sqlite+aiosqlite"}
@@ -155,6 +158,18 @@ def test_an_engine_that_takes_nothing_back_is_refused(url: str) -> None:
 
     (reason,) = playing(url, never, isolation="AUTOCOMMIT")
     assert "the engine is in AUTOCOMMIT" in reason
+
+
+def test_an_entry_without_an_id_is_known_by_its_place_and_partition() -> None:
+    """Places of two partitions can be the same; a copy for a retry is the same event."""
+
+    class Second:
+        partition = "orders.1"
+
+    entry = Delivery(b"1-1", [b"data", b"{}"], Second())
+    copy = Delivery(b"9-9", copy_of(b"1-1", entry.fields, 2, b""), Second())
+    ours = Delivery(b"1-1", [b"id", b"p.1.1", b"data", b"{}"], Second())
+    assert [identity(d, "orders") for d in (entry, copy, ours)] == ["orders.1 1-1", "orders.1 1-1", "p.1.1"]
 
 
 def test_a_plain_handler_may_not_commit_either(url: str) -> None:
