@@ -1,4 +1,8 @@
-"""SIGTERM and SIGINT: the first asks to stop gracefully, the second ends it."""
+"""SIGTERM and SIGINT: the first asks to stop gracefully, the second ends it.
+
+A process with a parent may get one and the same wish twice: from a terminal or a service manager, which signal everybody, and from its
+parent, which passes it on. So there a signal always means the first, and the parent says the second through its pipe.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,10 @@ import logging
 import os
 import signal
 from collections.abc import Iterator
+from typing import Final
 
+END_NOW: Final = b"!"
+"""What the parent writes into the pipe to end its child now; the pipe's end asks to stop."""
 log = logging.getLogger("headrace")
 
 
@@ -29,20 +36,22 @@ class Stop:
 
 @contextlib.contextmanager
 def stopping(stop: Stop, parent_pipe: int | None = None) -> Iterator[None]:
-    """While inside, signals (and the end of the parent process, seen as the end of `parent_pipe`) go to `stop`."""
+    """While inside, signals (and what the parent process says through `parent_pipe`) go to `stop`."""
     loop = asyncio.get_running_loop()
     caught = (signal.SIGTERM, signal.SIGINT)
     for number in caught:
-        loop.add_signal_handler(number, stop.ask)
+        loop.add_signal_handler(number, stop.ask if parent_pipe is None else stop.asked.set)
 
-    def orphaned() -> None:
-        if not os.read(parent_pipe, 1):  # type: ignore[arg-type]  # only called with a pipe
-            loop.remove_reader(parent_pipe)  # type: ignore[arg-type]
+    def listen(pipe: int) -> None:
+        stop.asked.set()
+        if os.read(pipe, len(END_NOW)):
+            stop.now.set()
+        else:
+            loop.remove_reader(pipe)
             log.warning("the parent process is gone; stopping")
-            stop.ask()
 
     if parent_pipe is not None:
-        loop.add_reader(parent_pipe, orphaned)
+        loop.add_reader(parent_pipe, listen, parent_pipe)
     try:
         yield
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -12,6 +13,7 @@ from collections.abc import Sequence
 from types import FrameType
 
 from headrace import limits
+from headrace.runtime.signals import END_NOW
 
 log = logging.getLogger("headrace")
 _REFUSED = 4
@@ -21,7 +23,7 @@ _STEADY_S = 10.0
 
 
 class _Child:
-    """One worker process and the pipe whose end tells it that its parent is gone."""
+    """One worker process and the pipe through which it is told to end now, and whose end tells it that its parent is gone."""
 
     def __init__(self, command: Sequence[str]) -> None:
         ours, theirs = os.pipe()
@@ -37,6 +39,17 @@ class _Child:
             os.close(self.pipe)
             self.pipe = -1
         return code
+
+    def ask(self) -> None:
+        """To stop gracefully: once, however often it is said and by whom."""
+        if self.reap() is None:
+            self.process.send_signal(signal.SIGTERM)
+
+    def end(self) -> None:
+        """Cuts off what its handlers are at work on."""
+        if self.reap() is None:
+            with contextlib.suppress(BrokenPipeError):  # it has just ended
+                os.write(self.pipe, END_NOW)
 
 
 def supervise(target: str, workers: int, arguments: Sequence[str] = ()) -> int:
@@ -82,20 +95,19 @@ def _said(code: int) -> str:
 
 
 def _stop(children: Sequence[_Child], asked: list[int]) -> None:
-    """SIGTERM to all; a second signal, or the end of patience, ends them."""
+    """Asks all to stop; a second signal ends them, and the end of patience kills them."""
     for child in children:
-        if child.process.poll() is None:
-            child.process.send_signal(signal.SIGTERM)
-    hurry_at = time.monotonic() + limits.stop_s + limits.abandon_s
+        child.ask()
+    end_s = limits.leave_s + 3 * limits.abandon_s  # cut off its handlers, hand back, cancel what they left, end
+    kill_at = time.monotonic() + limits.stop_s + end_s
     hurried = False
-    while any(child.process.poll() is None for child in children):
+    while any(child.reap() is None for child in children):
         if not hurried and len(asked) > 1:
             hurried = True
-            hurry_at = time.monotonic() + limits.abandon_s
+            kill_at = time.monotonic() + end_s
             for child in children:
-                if child.process.poll() is None:
-                    child.process.send_signal(signal.SIGTERM)
-        if time.monotonic() > hurry_at:
+                child.end()
+        if time.monotonic() > kill_at:
             for child in children:
                 child.process.kill()
         time.sleep(0.05)
