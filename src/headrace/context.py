@@ -5,14 +5,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 from msgspec import Struct
 
+from headrace import limits
 from headrace.backends.contract import Delivery, Effect, Record, Route
 from headrace.backends.partition import partition_of
 from headrace.effects import RedisEffects
-from headrace.errors import HandlerError, Reject
+from headrace.errors import HandlerError, InvalidEvent, Reject
 
 
 class Destination(Protocol):
@@ -48,6 +49,8 @@ class Context(Struct, eq=False):
     failure: BaseException | None = None
     session: Any = None
     """The transaction of `subscribe(..., inbox=...)`."""
+    writes_left: int = limits.scripts_writes_max
+    """How many more may be recorded; less than 0: the handler has ended, or was given up, and nothing more would be written."""
 
     @property
     def id(self) -> str:
@@ -135,10 +138,10 @@ class Context(Struct, eq=False):
 
     @property
     def redis(self) -> RedisEffects:
-        """Writes to Redis that happen in the moment of the ack, once, or not at all."""
+        """Writes to Redis that happen in the moment of the ack, once, or not at all. Each raises what `publish` does."""
         if self.effects is None:
             self.effects = []
-        return RedisEffects(self.effects, self._surroundings.effects)
+        return RedisEffects(self.effects, self._surroundings.effects, self._count)
 
     @property
     def sql(self) -> Any:
@@ -147,25 +150,53 @@ class Context(Struct, eq=False):
         Do not commit it. Raises HandlerError without `inbox=`.
         """
         if self.session is None:
+            if self.writes_left < 0:
+                self._refuse()
             raise HandlerError(
                 f"ctx.sql: group {self.group} of topic {self.topic} has no transaction; declare it with subscribe(..., inbox=Inbox(engine))"
             )
         return self.session
 
     def publish(self, topic: Destination, event: object, **options: Any) -> None:
-        """An event that leaves with the ack, once, or not at all. Options as in `Topic.publish`. Raises InvalidEvent."""
+        """An event that leaves with the ack, once, or not at all. Options as in `Topic.publish`.
+
+        Raises InvalidEvent, also for one write too many of this event; HandlerError after the handler has ended.
+        """
         record = topic.record(event, **options)
+        if self.writes_left <= 0:  # as in _count, for speed
+            self._refuse()
+        self.writes_left -= 1
         if self.outputs is None:
             self.outputs = []
         self.outputs.append((topic.route, record))
 
     def fail(self, error: BaseException | str) -> None:
         """For batch handlers: this one failed, the others did not. Retried or dead-lettered as if the handler had raised `error`."""
+        if self.writes_left < 0:
+            self._refuse()
         self.failure = error if isinstance(error, BaseException) else HandlerError(error)
 
     def reject(self, reason: str) -> None:
         """For batch handlers: this one can never be handled; straight to the dead letters."""
+        if self.writes_left < 0:
+            self._refuse()
         self.failure = Reject(reason)
+
+    def _count(self) -> None:
+        """One write more. Raises as `publish` does."""
+        if self.writes_left <= 0:
+            self._refuse()
+        self.writes_left -= 1
+
+    def _refuse(self) -> NoReturn:
+        if self.writes_left < 0:
+            raise HandlerError(
+                f"ctx of event {self.id}: its handler has ended, or its time is over, and nothing can leave with its ack any more; "
+                "let the handler wait for what it starts"
+            )
+        raise InvalidEvent(
+            f"one event may record at most {limits.scripts_writes_max:,} writes, by ctx.redis and ctx.publish together"
+        )
 
 
 _OWN = frozenset({"id", "type", "data", "key", "attempt", "origin", "reason", "due", "replay"})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
 from msgspec import Struct
@@ -44,6 +44,8 @@ class RedisEffects(Struct, eq=False):
     """Collects what is recorded."""
     _allowed: frozenset[str]
     """What the backend can do."""
+    _count: Callable[[], None]
+    """Counts one more, or raises if no more may be recorded."""
 
     def _add(self, command: str, key: str | bytes, *arguments: bytes) -> None:
         if command not in self._allowed:
@@ -52,8 +54,7 @@ class RedisEffects(Struct, eq=False):
             )
         if not key:
             raise InvalidEvent("ctx.redis: expected a key, got an empty one")
-        if len(self._effects) >= limits.scripts_writes_max:
-            raise InvalidEvent(f"ctx.redis: one event may record at most {limits.scripts_writes_max} writes")
+        self._count()
         self._effects.append((command.encode(), _raw(key), *arguments))
 
     # Strings

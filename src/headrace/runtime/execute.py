@@ -76,7 +76,10 @@ class Executor:
                 retry = handler.retry
                 call, surroundings = self._calls[handler], self._surroundings[handler]
             ctx = Context(delivery, surroundings, started)
-            await call(event, ctx)
+            try:
+                await call(event, ctx)
+            finally:
+                ctx.writes_left = -1
         except GeneratorExit:
             raise
         except Unavailable as e:
@@ -117,9 +120,11 @@ class Executor:
             raise
         except Unavailable as e:
             return await self._later([c.delivery for c in contexts], e)
-        except BaseException as e:  # noqa: BLE001 - as above
+        except BaseException as e:  # noqa: BLE001 - as in `execute`
             seen = self._seen(e)
             return [self.judge(c.delivery, seen if c.failure is None else c.failure, handler.retry) for c in contexts]
+        finally:
+            _end(contexts)
         return [self._conclude(c, handler.retry) for c in contexts]
 
     async def _later(self, deliveries: Sequence[Delivery], error: Unavailable) -> list[Settled]:
@@ -225,12 +230,14 @@ class Executor:
                 waits = None
                 await function(*words(fresh))
                 waits = _AFTER
+                _end(fresh)
 
             def handle_here(fresh: Sequence[Context]) -> None:
                 nonlocal waits
                 waits = None
                 _contained(function, *words(fresh))
                 waits = _AFTER
+                _end(fresh)
 
             async def run(*_: Any) -> None:
                 own = handle if handler.asynchronous else handle_here
@@ -250,6 +257,11 @@ class Executor:
 DEADLINE = "headrace: deadline"
 """The message of the cancellation that means: this handler's time is over."""
 _BEFORE, _AFTER = "before its handler was called", "after its handler had returned"
+
+
+def _end(contexts: Sequence[Context]) -> None:
+    for ctx in contexts:
+        ctx.writes_left = -1
 
 
 async def _within(timeout_s: float, work: Awaitable[Any]) -> None:
