@@ -77,14 +77,12 @@ async def serve(app: App, stop: Stop, observer: Observer | None = None) -> Backe
     """
     if not app.groups:
         raise ConfigurationError("the app has no subscriptions: decorate a function with @topic.subscribe(group)")
-    await connect(app, stop)
-    if stop.asked.is_set():
-        return None
-    threads = ThreadPoolExecutor(min(max(g.lanes for g in app.groups.values()), 256), _THREADS)
+    pools = {group: ThreadPoolExecutor(min(group.lanes, 256), _THREADS) for group in app.groups.values()}
     try:
-        pumps = await _unless_stopped(
-            start(app.groups.values(), app.backend(), threads, observer or LogObserver(), app.lease_s), stop
-        )
+        await connect(app, stop)
+        if stop.asked.is_set():
+            return None
+        pumps = await _unless_stopped(_start(pools, app.backend(), observer or LogObserver(), app.lease_s), stop)
         if pumps is None:
             return None
         pruning = asyncio.ensure_future(prune_always(app.groups.values(), app.connected or app.settings))
@@ -95,7 +93,8 @@ async def serve(app: App, stop: Stop, observer: Observer | None = None) -> Backe
             await asyncio.gather(pruning, return_exceptions=True)
     finally:
         await app.aclose()
-        threads.shutdown(wait=False, cancel_futures=True)
+        for threads in pools.values():
+            threads.shutdown(wait=False, cancel_futures=True)
 
 
 async def _unless_stopped(work: Coroutine[Any, Any, T], stop: Stop) -> T | None:
@@ -128,9 +127,16 @@ async def start(
     groups: Iterable[Group], backend: Backend, threads: ThreadPoolExecutor, observer: Observer, lease_s: float
 ) -> list[Pump]:
     """A pump, joined to its group, for each group. An absent or full server is waited for. Raises Refused."""
+    return await _start(dict.fromkeys(groups, threads), backend, observer, lease_s)
+
+
+async def _start(
+    groups: Mapping[Group, ThreadPoolExecutor], backend: Backend, observer: Observer, lease_s: float
+) -> list[Pump]:
+    """As `start`, each group with threads of its own: those of another may all hang."""
     name = worker_name()
     pumps = []
-    for group in groups:
+    for group, threads in groups.items():
         feed = await _join(backend, group, name, lease_s)
         executor = Executor(group, backend.features.effects, threads, observer)
         pumps.append(Pump(feed, executor, group.lanes, observer))
