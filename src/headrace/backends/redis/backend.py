@@ -19,7 +19,7 @@ from headrace.backends.redis.connection import pack
 from headrace.backends.redis.fan_in import FanIn
 from headrace.backends.redis.node import Script
 from headrace.backends.redis.ordered import OrderedFeed
-from headrace.backends.redis.publish import Publisher, Sent
+from headrace.backends.redis.publish import Publisher, Sent, kind
 from headrace.backends.redis.shared import SharedFeed
 from headrace.backoff import Backoff
 from headrace.errors import BackendError, Closed, NotConnected, Overloaded
@@ -50,6 +50,8 @@ class RedisBackend:
         self._entrance = asyncio.Lock()
         self._entering = 0
         """Calls that wait until their topic is registered, in their order."""
+        self._absent: BackendError | None = None
+        """Why the last of them gave up, if none has come through since."""
         self._closed = False
 
     async def open(self) -> None:
@@ -85,7 +87,14 @@ class RedisBackend:
         try:
             async with self._entrance:  # first come, first served
                 if not self.client.is_registered(route):
-                    await self._register(route, deadline)
+                    if self._absent is not None and time.monotonic() > deadline:
+                        raise type(self._absent)(str(self._absent))  # it would wait again for the same
+                    try:
+                        await self._register(route, deadline)
+                    except (NotConnected, Overloaded) as e:
+                        self._absent = kind(e)(str(e))
+                        raise
+                    self._absent = None
                 return self._set_out(route, records)
         finally:
             self._entering -= 1

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import re
 import secrets
 from collections import deque
@@ -45,6 +46,8 @@ class Batch(Struct, eq=False):
     """Those with further records behind it: they learn only of its failure."""
     size: int = 0
     deadline: float = 0.0
+    reloaded: bool = False
+    """Whether the server was given its scripts again for it."""
     first: int = 0
     """Sequence of the first record; 0 while it has none."""
     epoch: int = 0
@@ -88,7 +91,7 @@ def words(records: Sequence[Record], packing: int = 1) -> list[bytes]:
     return out
 
 
-def _kind(error: BaseException) -> type[BackendError]:
+def kind(error: BaseException) -> type[BackendError]:
     """Which of the four errors of the contract it is."""
     return next((k for k in (NotConnected, Overloaded, Closed) if isinstance(error, k)), Refused)
 
@@ -106,6 +109,7 @@ class Publisher:
         self._client = client
         self._loop = asyncio.get_running_loop()
         self._stream = stream
+        self._wait_s = client.settings.publish_wait_s
         self._quorum = client.settings.replicas if client.settings.durability is Durability.QUORUM else 0
         self._producer = secrets.token_hex(8).encode()
         self._epoch, self._seq, self._acknowledged = 1, 0, 0
@@ -114,12 +118,7 @@ class Publisher:
         self._place = own.stream
         head = client.head("publish", 5)
         self._keys = (*head, own.stream, own.producer(self._producer), own.delayed, own.ids, own.packed, self._producer)
-        self._tail = (
-            b"%d" % route.cap_events,
-            b"%d" % limits.producer_idle_s,
-            b"%d" % int(route.id_window_s * 1000),
-            b"%d" % count,
-        )
+        self._tail = (route.cap_events, limits.producer_idle_s, int(route.id_window_s * 1000), count)
         self._route = route
         self._most = min(limits.publish_records, route.cap_events)
         """Records in one call: never more than fit into an empty topic."""
@@ -171,7 +170,9 @@ class Publisher:
         size = sum([len(r.body) for r in records])
         batch = self._filling
         if batch.records and (
-            len(batch.records) + len(records) > self._most or batch.size + size > limits.batch_bytes_max
+            len(batch.records) + len(records) > self._most
+            or batch.size + size > limits.batch_bytes_max
+            or (self._recovery is not None and self._is_old(batch))
         ):
             self._cut()
             batch = self._filling
@@ -181,7 +182,7 @@ class Publisher:
             self._add(records[half:], caller)
             return
         if not batch.records:
-            batch.deadline = self._loop.time() + self._client.settings.publish_wait_s
+            batch.deadline = self._loop.time() + self._wait_s
         batch.records += records
         batch.hopeful.append(caller)
         batch.size += size
@@ -192,6 +193,10 @@ class Publisher:
             or self._buffered_bytes >= limits.publish_buffer_bytes_max
         ):
             self._room.clear()
+
+    def _is_old(self, batch: Batch) -> bool:
+        """Whether one that joins it now would be given up much too early."""
+        return batch.deadline - self._loop.time() < self._wait_s * 0.9
 
     def _cut(self) -> None:
         self._full.append(self._filling)
@@ -229,16 +234,8 @@ class Publisher:
                 self._renumber()  # the first batch, or the server is about to forget us
             batch.first, batch.epoch = self._seq + 1, self._epoch
             self._seq += len(batch.records)
-        packed = pack(
-            (
-                *self._keys,
-                b"%d" % batch.epoch,
-                b"%d" % batch.first,
-                b"%d" % len(batch.records),
-                *self._tail,
-                *words(batch.records, self._route.packing),
-            )
-        )
+        numbers = (batch.epoch, batch.first, len(batch.records), *self._tail)
+        packed = pack((*self._keys, *numbers, *words(batch.records, self._route.packing)))
         reply = wire.send(packed)
         if not self._quorum:
             return reply
@@ -291,7 +288,7 @@ class Publisher:
                 if error is None:
                     waiter.set_result(None)
                 else:  # each caller its own exception: a shared one would collect the tracebacks of all
-                    waiter.set_exception(_kind(error)(str(error)))
+                    waiter.set_exception(kind(error)(str(error)))
         batch.waiters.clear()
 
     # Recovery: one batch at a time, oldest first.
@@ -330,8 +327,11 @@ class Publisher:
 
     async def _survive(self, batch: Batch, error: BackendError) -> None:
         """The oldest batch failed: it stays the oldest, to be sent again, or its callers learn of the error and it is gone."""
-        if isinstance(error, ServerSaid) and error.code == "NOSCRIPT":
+        forgotten = isinstance(error, ServerSaid) and error.code == "NOSCRIPT"
+        if forgotten:
             self._client.drop(self._place)  # a new connection loads the scripts
+        if forgotten and not batch.reloaded:
+            batch.reloaded = True
         elif isinstance(error, ServerSaid) and error.code == "GAP":
             last = int(re.findall(r"last is (\d+)", str(error))[0])
             if last < self._acknowledged:
@@ -346,13 +346,15 @@ class Publisher:
                 sent.first = 0
         elif isinstance(error, Grew) and error.partitions:
             self._turn(error.partitions)
-        elif isinstance(error, NotConnected | Overloaded) and self._loop.time() < batch.deadline:
+        elif (forgotten or isinstance(error, NotConnected | Overloaded)) and self._loop.time() < batch.deadline:
             if isinstance(error, Overloaded):
                 await self._trim()
             await self._backoff.wait(error)
         else:
             self._sent.popleft()
             self._settle(batch, error)
+            if isinstance(error, NotConnected):
+                self._fail(error, self._loop.time())  # those behind it would each wait for the same
 
     def _turn(self, partitions: int) -> None:
         """The topic has grown: nothing of what is here was written, and all of it goes onward in this moment, before anything later does."""
@@ -383,12 +385,13 @@ class Publisher:
         except BackendError as e:
             log.debug("trimming %s: %s", self._stream, e)  # it was only to make room; the publish is repeated anyway
 
-    def _fail(self, error: BackendError) -> None:
-        for batch in (*self._sent, *self._full, self._filling):
-            self._settle(batch, error)
-        self._sent.clear()
-        self._full.clear()
-        self._filling = Batch([], [], [])
+    def _fail(self, error: BackendError, until: float = math.inf) -> None:
+        """All that waits, or what has waited `until` its deadline."""
+        if self._filling.records:
+            self._cut()
+        for waiting in (self._sent, self._full):
+            while waiting and waiting[0].deadline <= until:
+                self._settle(waiting.popleft(), error)
 
     def close(self) -> None:
         """Fails what is still waiting with Closed."""
