@@ -13,9 +13,10 @@ from headrace.backends.redis import takeover
 from headrace.backends.redis.backend import RedisBackend
 from headrace.backends.redis.client import Client
 from headrace.backends.redis.shared import SharedFeed
-from headrace.errors import NotConnected
+from headrace.errors import Closed, NotConnected
 from headrace.settings import Settings
 from tests.servers import Server
+from tests.waiting import wait_until_async
 
 pytest_plugins = ["tests.servers"]
 
@@ -125,5 +126,26 @@ def test_a_read_that_was_given_up_may_still_reach_the_server(server: Server) -> 
         assert not await feed.commit([delivery])
         assert server.command("XPENDING", "orders", "g")[0] == 0
         await backend.aclose()
+
+    asyncio.run(play())
+
+
+def test_a_first_call_that_connects_while_the_app_is_closed_says_so(server: Server) -> None:
+    async def play() -> None:
+        backend = RedisBackend(Settings(url=server.url))
+        await backend.open()
+        server.pause()
+        backend.client.drop(b"")
+        waiting = asyncio.ensure_future(backend.publish(Route("orders"), [Record(b"1")]))
+        (node,) = backend.client._nodes.values()
+
+        async def connecting() -> bool:
+            return node._opening is not None
+
+        await wait_until_async(connecting, "it connects again")
+        await backend.aclose()
+        server.resume()
+        with pytest.raises(Closed):
+            await waiting
 
     asyncio.run(play())

@@ -91,7 +91,11 @@ class Node:
         if self._opening is None:
             self._opening = asyncio.ensure_future(self.open())
             self._opening.add_done_callback(self._opened)
-        return await asyncio.shield(self._opening)
+        opening = self._opening
+        await asyncio.wait([opening])
+        if opening.cancelled():  # by nobody but `close`
+            raise Closed("the app was closed")
+        return opening.result()
 
     def _opened(self, task: asyncio.Task[Wire]) -> None:
         self._opening = None
