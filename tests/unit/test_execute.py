@@ -315,3 +315,35 @@ def test_an_exception_group_is_what_it_holds(raised: list[Exception], calls: int
 
     asyncio.run(play())
     assert attempts == [1, 2][:calls]
+
+
+def test_each_type_of_a_group_has_the_retries_of_its_own_handler() -> None:
+    """Also where the write that a handler has recorded is refused, or nobody could decode the event."""
+    app = Headrace()
+    both = app.topic("both", Order | Priced)
+
+    @both.subscribe("g", retry=Retry(attempts=1))
+    async def on_order(order: Order, ctx: Context) -> None:
+        ctx.redis.set("text", "words")
+        if order.id == "bad":
+            ctx.redis.incr("text")
+
+    @both.subscribe("g", retry=Retry(attempts=3, first_s=1))
+    async def on_priced(event: Priced, ctx: Context) -> None:
+        ctx.redis.incr("text")
+
+    async def play() -> None:
+        async with app.testing() as t:
+            await both.publish(Order("1"))
+            await t.drain()
+            await both.publish_many([Order("bad"), Priced("1")])
+            await app.backend().publish(both.route, [Record(b'{"id":"bad"}', b"Priced")])
+            await t.drain()
+            dead = await t.dead(both, "g")
+            assert sorted((d.attributes["type"], d.attributes.get("attempt", "1"), d.reason[:7]) for d in dead) == [
+                ("Order", "1", "Refused"),
+                ("Priced", "3", "KeyErro"),
+                ("Priced", "3", "Refused"),
+            ]
+
+    asyncio.run(play())

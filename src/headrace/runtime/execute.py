@@ -58,11 +58,12 @@ class Executor:
         self._bare = self._only.function if alone and self._only and group.inbox is None else None
         """The only handler, if it wants nothing but the event: then no context is made."""
         self._retry = group.handlers[0].retry
+        self._retries = {getattr(t, "__name__", "").encode(): h.retry for t, h in self._by_type.items()}
+        """By the name of the type as it travels: what failed may not have been decoded."""
         self.name = group.handlers[0].name
 
     async def execute(self, delivery: Delivery, started: float) -> Settled:
         """How this delivery is to be settled. Raises only CancelledError, when the worker gives it up."""
-        retry = self._retry
         try:
             event = self._decode(delivery)
             if self._bare is not None:
@@ -73,7 +74,6 @@ class Executor:
                 handler = self._by_type.get(type(event))
                 if handler is None:
                     return delivery  # this group does not care for this type
-                retry = handler.retry
                 call, surroundings = self._calls[handler], self._surroundings[handler]
             ctx = Context(delivery, surroundings, started)
             try:
@@ -85,10 +85,10 @@ class Executor:
         except Unavailable as e:
             return (await self._later((delivery,), e))[0]
         except BaseException as e:  # noqa: BLE001 - whatever a handler raises is its event's failure, never the worker's
-            return self.judge(delivery, self._seen(e), retry)
+            return self.judge(delivery, self._seen(e))
         if ctx.outputs is None and ctx.effects is None and ctx.failure is None:
             return delivery
-        return self._conclude(ctx, retry)
+        return self._conclude(ctx)
 
     async def execute_batch(self, deliveries: Sequence[Delivery], started: float) -> list[Settled]:
         """As `execute`, for handlers of lists: a call for each handler; it may fail events one by one by `ctx[i].fail`."""
@@ -100,7 +100,7 @@ class Executor:
             except GeneratorExit:
                 raise
             except BaseException as e:  # noqa: BLE001 - an event's class is a user's code too (`__post_init__`): its event's failure
-                settled.append(self.judge(delivery, self._seen(e), self._retry))
+                settled.append(self.judge(delivery, self._seen(e)))
                 continue
             handler = self._only or self._by_type.get(type(event))
             if handler is None:
@@ -122,10 +122,10 @@ class Executor:
             return await self._later([c.delivery for c in contexts], e)
         except BaseException as e:  # noqa: BLE001 - as in `execute`
             seen = self._seen(e)
-            return [self.judge(c.delivery, seen if c.failure is None else c.failure, handler.retry) for c in contexts]
+            return [self.judge(c.delivery, seen if c.failure is None else c.failure) for c in contexts]
         finally:
             _end(contexts)
-        return [self._conclude(c, handler.retry) for c in contexts]
+        return [self._conclude(c) for c in contexts]
 
     async def _later(self, deliveries: Sequence[Delivery], error: Unavailable) -> list[Settled]:
         """The database is not there: the events are handed back after a pause, as often as it takes; no attempt is counted."""
@@ -142,9 +142,10 @@ class Executor:
             self._seen(e)  # its time is over, then others may try
         return [Settlement(d, Verdict.RETURN) for d in deliveries]
 
-    def judge(self, delivery: Delivery, error: BaseException, retry: Retry | None = None) -> Settlement:
+    def judge(self, delivery: Delivery, error: BaseException) -> Settlement:
         """A failed delivery: a retry that becomes due later, or a dead letter. Both are rows of the same commit. Never raises."""
-        again_in_s = self._again_in_s(retry or self._retry, delivery.attempt, error)
+        retry = self._retries.get(delivery.get(b"type") or b"", self._retry)
+        again_in_s = self._again_in_s(retry, delivery.attempt, error)
         event_id = delivery.id.decode(errors="replace")
         try:
             self._observer.failed(self.topic, self.group, event_id, delivery.attempt, error, again_in_s)
@@ -163,9 +164,9 @@ class Executor:
             return retry.pause_s(attempt)
         return again_in_s
 
-    def _conclude(self, ctx: Context, retry: Retry) -> Settled:
+    def _conclude(self, ctx: Context) -> Settled:
         if ctx.failure is not None:
-            return self.judge(ctx.delivery, ctx.failure, retry)
+            return self.judge(ctx.delivery, ctx.failure)
         if ctx.outputs is None and ctx.effects is None:
             return ctx.delivery
         return Settlement(ctx.delivery, outputs=ctx.outputs or (), effects=ctx.effects or ())
