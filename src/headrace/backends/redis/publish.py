@@ -263,16 +263,15 @@ class Publisher:
             self._recover()
             return
         self._sent.popleft()
-        self._settle(batch, None)
+        self._settle(batch)
         if self._filling.records or self._full:
             self._schedule()
 
-    def _settle(self, batch: Batch, error: BackendError | None) -> None:
-        """The callers of this batch learn how it went, and so do we."""
-        if error is None:
-            self._heard = self._loop.time()
-            self._acknowledged = batch.first + len(batch.records) - 1
-        self._answer(batch, error)
+    def _settle(self, batch: Batch) -> None:
+        """It is durable: its callers learn that, and so do we."""
+        self._heard = self._loop.time()
+        self._acknowledged = batch.first + len(batch.records) - 1
+        self._answer(batch, None)
 
     def _answer(self, batch: Batch, error: BaseException | None) -> None:
         """The callers of this batch learn how it went."""
@@ -323,7 +322,7 @@ class Publisher:
             else:
                 self._backoff.over()
                 self._sent.popleft()
-                self._settle(batch, None)
+                self._settle(batch)
 
     async def _survive(self, batch: Batch, error: BackendError) -> None:
         """The oldest batch failed: it stays the oldest, to be sent again, or its callers learn of the error and it is gone."""
@@ -352,7 +351,7 @@ class Publisher:
             await self._backoff.wait(error)
         else:
             self._sent.popleft()
-            self._settle(batch, error)
+            self._answer(batch, error)
             if isinstance(error, NotConnected):
                 self._fail(error, self._loop.time())  # those behind it would each wait for the same
 
@@ -391,7 +390,7 @@ class Publisher:
             self._cut()
         for waiting in (self._sent, self._full):
             while waiting and waiting[0].deadline <= until:
-                self._settle(waiting.popleft(), error)
+                self._answer(waiting.popleft(), error)
 
     def close(self) -> None:
         """Fails what is still waiting with Closed."""
