@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from enum import StrEnum
+from typing import Final
 
 import msgspec
 from msgspec import Struct
 
 from headrace import limits
 from headrace.errors import ConfigurationError
+
+_HOST: Final = r"(?:[\w.-]*|\[[\w.:%]*\])(?::\d*)?"
+_SOCKET: Final = re.compile(r"(unix)://([^/?#\[\]]*@)?(/[^?#]*)(\?[^#@]*)?\s*")
+_SERVERS: Final = re.compile(rf"([a-z][a-z+]*)://([^/?#\[\]]*@)?({_HOST}(?:,{_HOST})*(?:/[^?#@]*)?)(\?[^#@]*)?\s*")
+"""Scheme, user and password, hosts and path, query. Stricter than the standard: what may be a part of a password is nothing else."""
 
 
 class Durability(StrEnum):
@@ -51,19 +58,31 @@ def load(
     except ValueError:
         names = ", ".join(d.value for d in Durability)
         raise ConfigurationError(f"durability: expected one of {names}, got {level!r}") from None
-    return Settings(
-        url=url if url is not None else env.get("HEADRACE_URL") or env.get("REDIS_URL") or "", durability=chosen
-    )
+    where = url if url is not None else env.get("HEADRACE_URL") or env.get("REDIS_URL") or ""
+    if where and _parts(where) is None:
+        raise ConfigurationError(
+            f"url: {redacted(where)}: expected one like redis://user:password@host:6379/0 or unix:///path; in a user name, a password and an "
+            "option, special characters are percent-encoded: / is %2F, ? %3F, # %23, @ %40, [ %5B, ] %5D, % %25"
+        )
+    return Settings(url=where, durability=chosen)
+
+
+def _parts(url: str) -> tuple[str | None, ...] | None:
+    """Scheme, user and password with their @, hosts and path, query; None: it cannot be read."""
+    found = _SOCKET.fullmatch(url) if url.startswith("unix:") else _SERVERS.fullmatch(url)
+    return None if found is None else found.groups()
 
 
 def redacted(url: str) -> str:
-    """The URL without its secrets, for people and logs."""
+    """The URL without its secrets, for people and logs; of one that cannot be read, the scheme."""
     if not url:
         return "embedded"
-    scheme, _, rest = url.partition("://")
-    place, question, _ = rest.partition("?")
-    secret, at_sign, host = place.rpartition("@")
-    return f"{scheme}://{'***@' if secret or at_sign else ''}{host}{'?***' if question else ''}"
+    parts = _parts(url)
+    if parts is None:
+        begun = re.match(r"[a-z+]+://", url)
+        return f"{begun[0] if begun else ''}***"
+    scheme, user, place, query = parts
+    return f"{scheme}://{'***@' if user else ''}{place}{'?***' if query else ''}"
 
 
 def at(settings: Settings, url: str) -> Settings:

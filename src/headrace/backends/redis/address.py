@@ -40,13 +40,16 @@ class Place(Struct, frozen=True):
 
 def parse(settings: Settings) -> Place:
     """The place of the URL. Raises ConfigurationError."""
+    where = f"url: {redacted(settings.url)}"
     try:
-        return _parse(settings)
-    except ValueError as e:
-        raise ConfigurationError(f"url: {redacted(settings.url)}: {e}") from None
+        return _parse(settings, where)
+    except ValueError:  # what it says may have a part of a password in it
+        raise ConfigurationError(
+            f"{where}: it cannot be read; ports are 1 to 65535, options those of redis-py, and special characters in a password percent-encoded"
+        ) from None
 
 
-def _parse(settings: Settings) -> Place:
+def _parse(settings: Settings, where: str) -> Place:
     parts = urlsplit(settings.url)
     scheme, _, kind = parts.scheme.partition("+")
     if not kind:
@@ -55,25 +58,25 @@ def _parse(settings: Settings) -> Place:
     user, at, hosts = parts.netloc.rpartition("@")
     service, _, db = parts.path.strip("/").partition("/")
     if kind == "cluster" and service not in ("", "0"):
-        raise ValueError(f"a Cluster has only database 0, got {service!r}")
+        raise ConfigurationError(f"{where}: a Cluster has only database 0")
     if kind == "sentinel" and not service:
-        raise ValueError(
-            "expected the name of the service behind the sentinels, as in redis+sentinel://host:26379/NAME"
+        raise ConfigurationError(
+            f"{where}: expected the name of the service behind the sentinels, as in redis+sentinel://host:26379/NAME"
         )
-    seeds = tuple(_address(host, _PORTS[kind]) for host in hosts.split(","))
+    seeds = [_address(host, _PORTS[kind]) for host in hosts.split(",")]
+    if not all(host for host, _ in seeds):
+        raise ConfigurationError(f"{where}: expected hosts as host:port,host:port")
     plain = (scheme, f"{user}{at}{seeds[0][0]}:{seeds[0][1]}", f"/{db or 0}", parts.query, "")
     connection, arguments = _arguments(settings, urlunsplit(plain))
     for name in ("host", "port", *(("db",) if kind == "cluster" else ())):
         arguments.pop(name, None)
-    return Place(kind, connection, arguments, seeds, service if kind == "sentinel" else "", scheme == "rediss")
+    return Place(kind, connection, arguments, tuple(seeds), service if kind == "sentinel" else "", scheme == "rediss")
 
 
 def _address(text: str, port: int) -> Address:
-    """`host`, `host:port` or `[::1]:port`."""
+    """`host`, `host:port` or `[::1]:port`; an empty host if there is none."""
     parts = urlsplit(f"//{text}")
-    if not parts.hostname:
-        raise ValueError(f"expected hosts as host:port,host:port, got {text!r}")
-    return parts.hostname, parts.port or port
+    return parts.hostname or "", parts.port or port
 
 
 def _arguments(settings: Settings, url: str) -> tuple[type[AbstractConnection], dict[str, Any]]:
