@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+import contextlib
+from collections.abc import AsyncIterator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Self, TypeVar
 
@@ -12,6 +13,7 @@ from headrace.backends.contract import Delivery, GroupInfo, Letter
 from headrace.backends.memory.backend import MemoryBackend
 from headrace.backends.memory.inspect import MemoryInspector
 from headrace.backends.memory.server import MemoryServer
+from headrace.errors import Refused
 from headrace.observe import LogObserver
 from headrace.runtime.pump import Pump
 from headrace.runtime.worker import start
@@ -52,7 +54,7 @@ class Testing:
 
         Raises TimeoutError if handlers are still at work after `timeout_s` of real time, saying where.
         """
-        async with asyncio.timeout(timeout_s):
+        async with self._within(timeout_s):
             while True:
                 await self._quiet()
                 due = self.server.next_due()
@@ -61,9 +63,9 @@ class Testing:
                 self.server.advance(max(due - self.server.now(), 0.0))
 
     async def advance(self, seconds: float, *, timeout_s: float = 10.0) -> None:
-        """Moves virtual time, then waits until what has become due is settled. What is due later stays."""
+        """Moves virtual time, then waits until what has become due is settled. What is due later stays. Raises as `drain` does."""
         end = self.server.now() + seconds
-        async with asyncio.timeout(timeout_s):
+        async with self._within(timeout_s):
             while True:
                 await self._quiet()
                 due = self.server.next_due()
@@ -72,6 +74,19 @@ class Testing:
                 self.server.advance(max(due - self.server.now(), 0.0))
             self.server.advance(max(end - self.server.now(), 0.0))
             await self._quiet()
+
+    @contextlib.asynccontextmanager
+    async def _within(self, timeout_s: float) -> AsyncIterator[None]:
+        try:
+            async with asyncio.timeout(timeout_s):
+                yield
+        except TimeoutError:
+            where = [
+                f"group {g.group} of topic {g.topic} ({g.pending} at work or waiting for a handler, {g.unread} unread, {g.retrying} retrying)"
+                for g in await self.inspector.groups()
+                if g.pending or g.unread or g.retrying
+            ]
+            raise TimeoutError(f"after {timeout_s:g} s not everything is settled: {', '.join(where)}") from None
 
     async def _quiet(self) -> None:
         while not self.server.idle():
@@ -87,8 +102,11 @@ class Testing:
         return await self.inspector.dead(topic.name, group, count=limits.read_records_max)
 
     async def ledger(self, topic: Topic[Any], group: str) -> GroupInfo:
-        """Where the topic's events stand for this group."""
-        return next(g for g in await self.inspector.groups(topic.name) if g.group == group)
+        """Where the topic's events stand for this group. Raises Refused, as `dead` does, if there is no such group."""
+        groups = {g.group: g for g in await self.inspector.groups(topic.name)}
+        if group not in groups:
+            raise Refused(f"no group {group!r} on topic {topic.name!r}; groups: {', '.join(groups) or 'none yet'}")
+        return groups[group]
 
     def redis(self, key: str) -> Any:
         """What `ctx.redis` has written: text, dict of texts, list, set, dict of scores; None if the key is absent."""
