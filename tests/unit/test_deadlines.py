@@ -28,15 +28,24 @@ class Slow:
 
     keep_s = 1.0
 
-    def __init__(self, *, asynchronous: bool, before_s: float = 0.0, after_s: float = 0.0) -> None:
+    def __init__(
+        self, *, asynchronous: bool = True, before_s: float = 0.0, after_s: float = 0.0, deaf: bool = False
+    ) -> None:
+        """`deaf`: a cancellation before the handler makes it go on waiting, as a driver does that first asks its server to stop."""
         self.asynchronous = asynchronous
+        self._deaf = deaf
         self._pauses = [(before_s, after_s)]
 
     async def run(
         self, topic: str, group: str, contexts: Sequence[Context], call: Call, threads: Threads
     ) -> Sequence[Context]:
         before_s, after_s = self._pauses.pop() if self._pauses else (0.0, 0.0)
-        await asyncio.sleep(before_s)
+        try:
+            await asyncio.sleep(before_s)
+        except asyncio.CancelledError:
+            if self._deaf:
+                await asyncio.sleep(before_s)
+            raise
         fresh = list(contexts)
         if self.asynchronous:
             await call(fresh)
@@ -118,11 +127,26 @@ class TestDeadline:
         assert "no answer within 0.1 s, after its handler had returned" in caplog.text
 
 
+def test_a_database_that_lets_even_a_cancellation_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "abandon_s", 0.2)
+    seen: list[int] = []
+    assert reasons(Slow(before_s=60, deaf=True), seen, takes_s=0, longest_s=0.1) == []
+    assert seen == [1], "the lane is given up, and another handles the event"
+
+
+def test_a_lane_that_is_given_up_while_it_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "abandon_s", 0.1)
+    monkeypatch.setattr(limits, "database_pause_s", 0.5)
+    seen: list[int] = []
+    assert reasons(Slow(before_s=60), seen, takes_s=0, longest_s=0.1) == []
+    assert seen == [1]
+
+
 def test_a_batch_handler_may_take_its_lists_apart() -> None:
     app = Headrace()
     orders = app.topic("orders", Order)
 
-    @orders.subscribe("g", inbox=Slow(asynchronous=True))
+    @orders.subscribe("g", inbox=Slow())
     async def handle(events: list[Order], contexts: list[Context]) -> None:
         while events:
             del events[0]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import Executor as Threads
 from typing import Any
 
@@ -61,6 +62,8 @@ class Executor:
         self._retries = {getattr(t, "__name__", "").encode(): h.retry for t, h in self._by_type.items()}
         """By the name of the type as it travels: what failed may not have been decoded."""
         self.name = group.handlers[0].name
+        self._waits: dict[int, Callable[[], object]] = {}
+        """By the `id()` of deliveries with an inbox: whether they wait for its database now, and not for their handler."""
 
     async def execute(self, delivery: Delivery, started: float) -> Settled:
         """How this delivery is to be settled. Raises only CancelledError, when the worker gives it up."""
@@ -137,13 +140,29 @@ class Executor:
             len(deliveries),
         )
         try:
-            await asyncio.sleep(limits.database_pause_s)
+            with self._waiting(deliveries, lambda: True):
+                await asyncio.sleep(limits.database_pause_s)
         except asyncio.CancelledError as e:
             self._seen(e)  # its time is over, then others may try
         return [Settlement(d, Verdict.RETURN) for d in deliveries]
 
+    @contextlib.contextmanager
+    def _waiting(self, deliveries: Sequence[Delivery], waits: Callable[[], object]) -> Iterator[None]:
+        """Meanwhile `waits` says whether these wait for the database."""
+        self._waits.update((id(d), waits) for d in deliveries)
+        try:
+            yield
+        finally:
+            for delivery in deliveries:
+                self._waits.pop(id(delivery), None)
+
     def judge(self, delivery: Delivery, error: BaseException) -> Settlement:
-        """A failed delivery: a retry that becomes due later, or a dead letter. Both are rows of the same commit. Never raises."""
+        """A failed delivery: a retry that becomes due later, or a dead letter. Both are rows of the same commit. Never raises.
+
+        One that was given up while its database let it wait is handed back instead.
+        """
+        if (waits := self._waits.get(id(delivery))) is not None and waits():
+            return Settlement(delivery, Verdict.RETURN)
         retry = self._retries.get(delivery.get(b"type") or b"", self._retry)
         again_in_s = self._again_in_s(retry, delivery.attempt, error)
         event_id = delivery.id.decode(errors="replace")
@@ -220,6 +239,7 @@ class Executor:
 
         async def call(events: Any, contexts: Any) -> None:
             of = dict(zip(map(id, contexts), events, strict=True)) if batched else {}
+            mine = [ctx.delivery for ctx in (contexts if batched else (contexts,))]
             waits: str | None = _BEFORE
 
             def words(fresh: Sequence[Context]) -> tuple[Any, ...]:
@@ -245,12 +265,12 @@ class Executor:
                 await inbox.run(self.topic, self.group, contexts if batched else (contexts,), own, self._threads)
 
             try:
-                await self._limited(run, handler.timeout_s)(events, contexts)
+                with self._waiting(mine, lambda: waits):
+                    await self._limited(run, handler.timeout_s)(events, contexts)
             except (asyncio.CancelledError, DeadlineExceeded) as e:
-                error = self._seen(e)
-                if waits and isinstance(error, DeadlineExceeded):
+                if waits and isinstance(self._seen(e), DeadlineExceeded):
                     raise Unavailable(f"no answer within {handler.timeout_s} s, {waits}") from e
-                raise error from e
+                raise
 
         return call
 
