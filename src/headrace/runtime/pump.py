@@ -20,7 +20,8 @@ from headrace.backends.contract import Delivery, Feed, Settled, Settlement, Unse
 from headrace.backoff import Backoff
 from headrace.errors import BackendError, Closed, HandlerError, NotConnected, Overloaded, Refused
 from headrace.observe import Observer
-from headrace.runtime.execute import DEADLINE, Executor
+from headrace.runtime.deadlines import watch
+from headrace.runtime.execute import Executor
 from headrace.runtime.order import Order
 from headrace.runtime.turn import Turn
 from headrace.runtime.work import Lane, Work
@@ -56,6 +57,9 @@ class Pump:
         self._stopping = False
         self._settled_all = asyncio.Event()
         self._backoff = Backoff(f"group {executor.group} of topic {executor.topic}")
+        self._patience = Backoff(f"settling for group {executor.group} of topic {executor.topic}")
+        self._unanswered = 0
+        """Commits that are being repeated."""
         self.handled = 0
         self.error: BackendError | None = None
         """Why the pump gave up by itself; None while it works or after a stop that was asked for."""
@@ -65,7 +69,7 @@ class Pump:
         """Serves until `drain` is called or the server refuses for good (then `error` says why)."""
         for _ in range(self._wanted):
             self._add_lane()
-        self._watcher = asyncio.ensure_future(self._watch())
+        self._watcher = asyncio.ensure_future(watch(self._lanes, self._executor, self._observer, self._give_up))
         await self._read()
         if self._bug is not None:
             raise self._bug
@@ -168,13 +172,27 @@ class Pump:
 
     def _lane_ended(self, lane: Lane, task: asyncio.Task[None]) -> None:
         self._lanes.discard(lane)
-        bug = asyncio.CancelledError("by a stranger") if task.cancelled() else task.exception()
+        bug = RuntimeError("somebody cancelled it") if task.cancelled() else task.exception()
         if lane.abandoned and (bug is None or task.cancelled()):
             return
         if task.cancelled() and lane.deliveries:
             self._give_up(lane, HandlerError("the handler cancelled its own task"))
         elif bug is not None:
             self._broke("a lane", bug)
+
+    def _give_up(self, lane: Lane, why: Exception) -> None:
+        """Another lane takes the place of this one; what its handler is at work on has failed, whatever becomes of it."""
+        lane.abandoned = True
+        self._lanes.discard(lane)
+        self._add_lane()
+        failed: list[Settled] = [self._executor.judge(d, why) for d in lane.deliveries]
+        if self._order is not None:
+            failed = self._order.in_sequence(lane.deliveries, failed)
+        if lane.work is not None:
+            self._take_result(lane.work, failed)
+        if self._order is not None:
+            for work, later in self._order.abandon(lane, failed):
+                self._hand_back(work, iter((later,)))
 
     def _wake(self) -> None:
         if self._idle:
@@ -278,50 +296,84 @@ class Pump:
             self._broke("a commit", bug)
 
     async def _send(self, settled: Sequence[Settled]) -> None:
-        """One commit, repeated until it is answered; what is refused is judged as a failure and settled so."""
-        told: Sequence[Settled] = ()
+        """One commit; what is refused is judged as a failure and settled so."""
         while settled:
-            if self._order is not None and self._order.stopped and told is not settled:
-                self._order.told(
-                    settled, self._reads
-                )  # once: what a repeated call is followed by came in order before it
-                told = settled
+            if self._order is not None and self._order.stopped:
+                self._order.told(settled, self._reads)
             try:
-                unsettled = await self._feed.commit(settled)
-            except (NotConnected, Overloaded) as e:
-                await self._backoff.wait(e)
-                continue
+                settled = self._answered(len(settled), await self._ask(settled))
             except Closed:
                 self._done(len(settled))  # the feed hands back what it holds when it is closed
                 return
             except BackendError as e:
-                log.error(
-                    "group %s of topic %s stops, so that others handle its events: cannot settle %d of them: %s",
-                    self._executor.group,
-                    self._executor.topic,
-                    len(settled),
-                    e,
-                )
-                self.error = e
-                self._end()
-                self._done(len(settled))
-                return
-            refused = [u for u in unsettled if u.refused]
-            lost = len(unsettled) - len(refused)
-            done = len(settled) - len(refused)
-            self.handled += done - lost
-            self._observer.settled(self._executor.topic, self._executor.group, done - lost, lost)
-            self._done(done)
-            settled = [self._otherwise(u) for u in refused]
-            if self._order is not None:
-                for one in settled:
-                    self._order.look(one)
+                alone = [] if self._order is not None else [s for s in settled if _has_writes(s)]
+                if not alone:
+                    self._refused(e, len(settled))
+                    return
+                rest = [s for s in settled if not _has_writes(s)]
+                for one in alone:
+                    rest += await self._send_alone(one)
+                settled = rest
+
+    async def _send_alone(self, one: Settled) -> Sequence[Settled]:
+        """One of a refused commit, with writes of its handler. If they are the reason, returns how it is settled without them."""
+        try:
+            return self._answered(1, await self._ask((one,)))
+        except Closed:
+            self._done(1)
+            return ()
+        except BackendError as e:
+            return (self._otherwise(Unsettled(one, str(e))),)
+
+    async def _ask(self, settled: Sequence[Settled]) -> Sequence[Unsettled]:
+        """A commit, repeated until it is answered. Raises Refused, Closed."""
+        again = False
+        try:
+            while True:
+                try:
+                    unsettled = await self._feed.commit(settled)
+                    break
+                except (NotConnected, Overloaded) as e:
+                    self._unanswered += not again
+                    again = True
+                    await self._patience.wait(e)
+        finally:
+            self._unanswered -= again
+        if again and not self._unanswered:
+            self._patience.over()
+        return unsettled
+
+    def _answered(self, count: int, unsettled: Sequence[Unsettled]) -> Sequence[Settled]:
+        """Counts what is settled now; returns how the others are to be settled instead."""
+        refused = [u for u in unsettled if u.refused]
+        lost, done = len(unsettled) - len(refused), count - len(refused)
+        self.handled += done - lost
+        self._observer.settled(self._executor.topic, self._executor.group, done - lost, lost)
+        self._done(done)
+        otherwise = [self._otherwise(u) for u in refused]
+        if self._order is not None:
+            for one in otherwise:
+                self._order.look(one)
+        return otherwise
 
     def _otherwise(self, unsettled: Unsettled) -> Settlement:
         delivery = delivery_of(unsettled.settled)
         return self._executor.judge(
             delivery, Refused(f"a write recorded by the handler cannot be made: {unsettled.refused}")
         )
+
+    def _refused(self, why: BackendError, count: int) -> None:
+        """Not for what a handler wrote: it would be refused whatever is tried."""
+        log.error(
+            "group %s of topic %s stops, so that others handle its events: cannot settle %d of them: %s",
+            self._executor.group,
+            self._executor.topic,
+            count,
+            why,
+        )
+        self.error = why
+        self._end()
+        self._done(count)
 
     def _done(self, count: int) -> None:
         self._uncommitted -= count
@@ -331,52 +383,7 @@ class Pump:
             if self._order is not None:
                 self._order.stopped.clear()
 
-    # Deadlines
 
-    async def _watch(self) -> None:
-        """Cancels handlers that are over their time; gives up on those that ignore it; names those that block the loop."""
-        timeout_s = self._executor.timeout_s
-        tick_s = min(max((timeout_s or 10.0) / 10, 0.01), 0.5)
-        while True:
-            before = self._loop.time()
-            await asyncio.sleep(tick_s)
-            now = self._loop.time()
-            if now - before > tick_s + 1.0:
-                self._observer.blocked(
-                    self._executor.topic, self._executor.group, self._executor.name, now - before - tick_s
-                )
-            if timeout_s is None:
-                continue
-            for lane in list(self._lanes):
-                if lane.cancelled_at and lane.started > lane.cancelled_at and lane.task.cancelling():
-                    lane.task.uncancel()  # its handler swallowed the cancellation and ended; the next one must not feel it
-                if lane.deliveries and now - lane.started > timeout_s:
-                    self._overdue(lane, now)
-
-    def _overdue(self, lane: Lane, now: float) -> None:
-        if lane.cancelled_at < lane.started:
-            lane.cancelled_at = now
-            lane.task.cancel(DEADLINE)
-        elif now - lane.cancelled_at > limits.abandon_s:
-            log.error(
-                "handler %s ignores its cancellation and is left alone; its event is settled as failed",
-                self._executor.name,
-            )
-            overdue = TimeoutError(
-                f"the handler ran longer than {self._executor.timeout_s} s and ignored its cancellation"
-            )
-            self._give_up(lane, overdue)
-
-    def _give_up(self, lane: Lane, why: Exception) -> None:
-        """Another lane takes the place of this one; what its handler is at work on has failed, whatever becomes of it."""
-        lane.abandoned = True
-        self._lanes.discard(lane)
-        self._add_lane()
-        failed: list[Settled] = [self._executor.judge(d, why) for d in lane.deliveries]
-        if self._order is not None:
-            failed = self._order.in_sequence(lane.deliveries, failed)
-        if lane.work is not None:
-            self._take_result(lane.work, failed)
-        if self._order is not None:
-            for work, later in self._order.abandon(lane, failed):
-                self._hand_back(work, iter((later,)))
+def _has_writes(settled: Settled) -> bool:
+    """Whether its handler has recorded any."""
+    return isinstance(settled, Settlement) and bool(settled.effects or settled.outputs)

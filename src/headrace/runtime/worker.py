@@ -118,7 +118,7 @@ async def _run(pumps: Sequence[Pump], stop: Stop) -> BackendError | None:
     await _drain(pumps, stop)
     ended = await asyncio.gather(*running, return_exceptions=True)
     for bug in ended:
-        if isinstance(bug, Exception):
+        if isinstance(bug, BaseException):
             raise bug
     return next((p.error for p in pumps if p.error is not None), None)
 
