@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from headrace.testing.harness import Testing
 
 T = TypeVar("T")
-_running = asyncio._get_running_loop  # noqa: SLF001 - the public one raises if there is none, as in a child that was forked inside a coroutine
 
 
 class Headrace:
@@ -228,3 +227,11 @@ class Headrace:
         self._users -= 1
         if not self._users and not self._kept:
             await self.aclose()
+
+
+def _running() -> asyncio.AbstractEventLoop | None:
+    """The event loop of this process; none also in a child that was forked inside a coroutine."""
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None

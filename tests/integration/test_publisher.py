@@ -145,6 +145,8 @@ def test_what_the_server_forgot_is_said_loudly(server: Server, caplog: pytest.Lo
             await backend.publish(ORDERS, records(3, 7))
         assert "forgotten 7 acknowledged events" in caplog.text
         assert bodies(server) == [b"7", b"8", b"9"]
+        await backend.publish(ORDERS, records(1, 10))
+        assert server.command("HKEYS", "headrace:topics") == [b"orders"], "it is on the list again"
 
     playing(server, play)
 

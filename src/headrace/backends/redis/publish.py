@@ -340,6 +340,7 @@ class Publisher:
                     self._stream,
                     self._acknowledged - last,
                 )
+                self._client.forget(self._route.topic)  # it has to be put on the server's list again
             self._renumber()
             for sent in self._sent:
                 sent.first = 0
@@ -372,8 +373,7 @@ class Publisher:
 
     def _renumber(self) -> None:
         """New numbers; legal only when nothing without an answer is on its way."""
-        if self._seq:
-            self._epoch += 1
+        self._epoch += 1 if self._seq else 0
         self._seq, self._acknowledged = 0, 0
 
     async def _trim(self) -> None:
