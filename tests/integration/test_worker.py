@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from typing import Any
 
 import pytest
 from msgspec import Struct
 
-from headrace import Closed, Headrace
+from headrace import Closed, Headrace, limits
+from headrace.runtime import pruning
 from headrace.runtime.signals import Stop
 from headrace.runtime.worker import serve
+from headrace.topic import Group
 from tests.servers import Server
 
 pytest_plugins = ["tests.servers"]
@@ -72,3 +75,34 @@ def test_a_stop_while_it_connects_leaves_no_connection(server: Server, monkeypat
             app.backend()
 
     asyncio.run(play())
+
+
+def test_pruning_that_fails_in_an_unforeseen_way_is_seen_and_goes_on(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(limits, "prune_s", 0.01)
+    calls = list[str]()
+
+    async def broken(group: Group, *_: Any) -> int:
+        calls.append(group.name)
+        raise ZeroDivisionError("a bug")
+
+    async def play() -> None:
+        app = Headrace("redis://nowhere")
+        inbox: Any = object()
+
+        @app.topic("jobs", Job).subscribe("g")
+        async def handle(job: Job) -> None: ...
+
+        app.groups["jobs", "g"].inbox = inbox
+        monkeypatch.setattr(pruning, "prune", broken)
+        task = asyncio.ensure_future(pruning.prune_always(app.groups.values(), app.settings))
+        async with asyncio.timeout(10):
+            while len(calls) < 3 and not task.done():
+                await asyncio.sleep(0.01)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    asyncio.run(play())
+    assert len(calls) >= 3
+    assert "ZeroDivisionError: a bug" in caplog.text

@@ -24,6 +24,8 @@ async def prune_always(groups: Iterable[Group], settings: Settings) -> None:
                 await prune(group, inbox, settings)
             except (BackendError, Unavailable) as e:  # the next time will do
                 log.info("pruning the inbox of group %s of topic %s: %s", group.name, group.topic.name, e)
+            except Exception:  # a bug, or a driver's: events are handled all the same
+                log.exception("pruning the inbox of group %s of topic %s", group.name, group.topic.name)
         await asyncio.sleep(limits.prune_s)
 
 

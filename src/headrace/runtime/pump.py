@@ -132,7 +132,9 @@ class Pump:
             except (NotConnected, Overloaded) as e:
                 await self._backoff.wait(e)
                 continue
-            except Closed:
+            except Closed as e:
+                if not self._stopping:
+                    self._broke("the feed", RuntimeError(f"it was not closed by its worker: {e}"))
                 return
             except Refused as e:
                 log.error("group %s of topic %s stops: %s", self._executor.group, self._executor.topic, e)

@@ -65,13 +65,6 @@ class Membership:
         """Joins the live ones, takes the share, and goes on in the background. Raises as the client does."""
         last, pause_s = await self._look("stay")
         self._task = asyncio.ensure_future(self._live(last, pause_s))
-        self._task.add_done_callback(self._ended)
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        if not task.cancelled() and (bug := task.exception()) is not None:
-            log.critical(
-                "the membership failed in an unforeseen way; others take over when the lease ends", exc_info=bug
-            )
 
     async def stop(self) -> None:
         """Ends; the worker is not taken off the list here."""
@@ -124,6 +117,12 @@ class Membership:
             except BackendError as e:
                 await backoff.wait(e)
                 pause_s = 0.0
+            except (
+                Exception
+            ):  # a bug; the leases are renewed elsewhere, and what they hold is not to be without a member
+                log.critical("the membership failed in an unforeseen way; it goes on", exc_info=True)
+                await asyncio.sleep(_SOON_S)
+                pause_s = self._sub.lease_s / limits.renewals_per_lease
             else:
                 backoff.over()
 

@@ -38,6 +38,9 @@ class Looker(Protocol):
     def sweep(self) -> None:
         """It is time to look for what nobody has told us of."""
 
+    def abandon(self) -> None:
+        """The lease is not renewed any more."""
+
 
 class Presence:
     """Keeps one worker alive in one group."""
@@ -52,14 +55,15 @@ class Presence:
         self._keys = (own.stream, own.delayed, group.retry, group.delayed, group.workers)
         self._record = group.record
         self._loop = asyncio.get_running_loop()
-        self._next = 0.0
+        self._next = self._renewed = 0.0
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._trimmed = 0
 
     def start(self) -> None:
         """Begins; the lease was taken by join."""
-        self._next = self._loop.time() + self._interval
+        self._renewed = self._loop.time()
+        self._next = self._renewed + self._interval
         self._task = asyncio.ensure_future(self._live())
         self._task.add_done_callback(self._ended)
 
@@ -68,6 +72,7 @@ class Presence:
             log.critical(
                 "the heartbeat failed in an unforeseen way; others take over when the lease ends", exc_info=bug
             )
+            self._feed.abandon()
 
     def stop(self) -> None:
         """Ends; the lease is not given up here."""
@@ -87,7 +92,7 @@ class Presence:
 
     async def _live(self) -> None:
         backoff = Backoff(f"heartbeat of group {self._sub.group} on {self._stream}")
-        renewed = swept = self._loop.time()
+        swept = self._loop.time()
         while True:
             try:
                 async with asyncio.timeout(max(self._next - self._loop.time(), 0.001)):
@@ -100,7 +105,7 @@ class Presence:
             started = self._loop.time()
             self._next = started + self._interval
             try:
-                await self._beat(started - renewed)
+                await self._beat(started)
                 if started - swept > _SWEEP_S:
                     swept = started
                     self._feed.sweep()
@@ -111,12 +116,12 @@ class Presence:
                 await backoff.wait(e)
                 continue
             backoff.over()
-            renewed = started
 
-    async def _beat(self, silent_s: float) -> None:
+    async def _beat(self, started: float) -> None:
         next_ms, lost, lease_ms = await self._client.call(
             "tend", self._keys, self._sub.consumer, int(self._sub.lease_s * 1000), limits.batch_records_max
         )
+        silent_s, self._renewed = started - self._renewed, started
         if silent_s > self._sub.lease_s or lost:
             log.warning(
                 "%s, group %s: this worker was silent for %.1f s, longer than its lease of %.0f s (a handler that blocks the event "
