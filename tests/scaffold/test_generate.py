@@ -291,7 +291,7 @@ def test_what_the_manifest_says_is_what_is_generated(tmp_path: Path) -> None:
         "TIMEOUT_S = 0.5",
         "LANES = 7",
         "app = Headrace(lease_s=60)",
-        'orders = app.topic("trades", OrderPlaced, key="order_id", partitions=4, retain_events=10000000, retain_s=21600)',
+        'orders = app.topic("trades", OrderPlaced, key="order_id", partitions=4, retain_events=8000000, retain_s=21600)',
     ):
         assert line in topics.splitlines(), topics
     assert "minReplicaCount: 3" in files["deploy/scaling.yaml"]
@@ -308,7 +308,7 @@ def test_a_rust_service_does_what_the_manifest_says(tmp_path: Path, kind: StackT
 pub const ORDERS: Topic = {
     let mut topic = Topic::new("trades");
     topic.partitions = 4;
-    topic.retain_events = 10_000_000;
+    topic.retain_events = 8_000_000;
     topic.retain = Duration::from_secs(21_600);
     topic
 };
@@ -334,9 +334,13 @@ pub const ACCEPTED: Topic = Topic::new("orders.accepted");
 @pytest.mark.parametrize(
     ("rates", "options"),
     [
-        ("rate: {avg: 500/s}, retention: 6h", ", cap_events=10800000, retain_events=10800000)"),
-        ("rate: {avg: 0.5/d, peak: 1/h}, ordering: per-key", ", partitions=16)"),
-        ("ordering: global", 'key="customer")'),
+        ("rate: {avg: 500/s}, retention: 6h", ", cap_events=16875000, retain_events=13500000, retain_s=21600)"),
+        (
+            "rate: {avg: 500/s}, retention: 6h, ordering: per-key",
+            ", partitions=16, retain_events=843750, retain_s=21600)",
+        ),
+        ("rate: {avg: 0.5/d, peak: 1/h}, ordering: per-key", ", partitions=16, retain_events=48000)"),
+        ("ordering: global", 'key="customer", retain_events=770000)'),
     ],
 )
 def test_what_is_required_is_kept(tmp_path: Path, rates: str, options: str) -> None:

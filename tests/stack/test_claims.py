@@ -61,6 +61,8 @@ CASES = [
     ({"events.why": "open source and fast", "events.server.engine": "redis"}, [("HR302", "error")]),
     ({"events.why": "open source", "events.server": {"engine": "redis", "minVersion": "7.2"}}, []),
     ({"requirements.rate": {"avg": "20000/s"}, "stream.retention.maxlen": 500_000_000}, [("HR303", "error")]),
+    ({"events.server.maxmemory": "1400MiB"}, [("HR303", "error")]),
+    ({"events.server.maxmemory": "1500MiB"}, []),
     ({"stream.key": None}, [("HR304", "error")]),
     ({"stream.consumer.ordered": False}, [("HR304", "error")]),
     ({"stream.consumer.ordered": False, "requirements.ordering": "none"}, []),

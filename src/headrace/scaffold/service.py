@@ -15,8 +15,8 @@ from headrace.errors import ConfigurationError
 from headrace.event import check_name as check_wire_name
 from headrace.route import route
 from headrace.scaffold.name import check_name
-from headrace.stack import advise, decision, facts
-from headrace.stack.capacity import Capacity, capacity, load_of
+from headrace.stack import advise, decision, facts, sizing
+from headrace.stack.capacity import REWRITE_FACTOR, Capacity, Load, capacity, load_of
 from headrace.stack.manifest import (
     API_VERSION,
     Concern,
@@ -42,8 +42,6 @@ _FIELDS: Final = ("customer", "order_id")
 """Of the sample's event: what may be its key."""
 _PARTITIONS: Final = 16
 """Of a topic that is kept in order per key, unless the manifest says otherwise: so many workers can share it."""
-_KEPT: Final = Retention(limits.retain_events, Duration(limits.retain_s))
-"""What topics keep by default."""
 _GIB: Final = 2**30
 
 
@@ -79,13 +77,14 @@ def describe(name: str, kind: StackType, events: System, read: Manifest | None, 
             block |= {"type": events, "why": f"asked for; the advice is {differs}", "outgrow": None, "pattern": ""}
         decided = msgspec.convert({k: v for k, v in block.items() if v is not None}, Events)
     metadata = read.metadata if read is not None and read.metadata is not None else Metadata(name)
+    decided = _sized(decided, name, requirements)
     return Service(
         name,
         kind,
         events,
         msgspec.structs.replace(metadata, name=name),
         requirements,
-        _with_streams(decided, name, requirements),
+        decided,
         read.concerns if read is not None else {},
         decision.adr(advice, name, today.isoformat(), decided),
         differs,
@@ -97,30 +96,43 @@ def of_project(read: Manifest, kind: StackType) -> Service:
     if read.metadata is None:
         raise read.document.error((), "expected metadata.name: a service is generated under it")
     name = check_name(read.metadata.name)
-    decided = _with_streams(read.events, name, read.requirements)
+    decided = _sized(read.events, name, read.requirements)
     return Service(name, kind, decided.type, read.metadata, read.requirements, decided, read.concerns, "")
 
 
-def _with_streams(decided: Events, group: str, requirements: Requirements) -> Events:
-    """With topics that keep what is required, if the manifest names none."""
-    if decided.streams:
-        return decided
-    needs = _needs(requirements)
-    kept = Retention(
-        max(limits.retain_events, needs.events_kept if requirements.retention else 0),
-        max(Duration(limits.retain_s), requirements.retention or Duration(0)),
-    )
+def _sized(decided: Events, group: str, requirements: Requirements) -> Events:
+    """With topics that keep what is required, if the manifest names none, and a server that has room for all of them."""
+    load, server = load_of(requirements), decided.server or Server()
+    streams = decided.streams or _streams(group, requirements, load, server.maxmemory)
+    if server.maxmemory is None:
+        own = [s.name for s in streams]
+        all_ = streams if ACCEPTED in own else (*streams, Stream(ACCEPTED))
+        server = msgspec.structs.replace(
+            server, maxmemory=sizing.maxmemory(sizing.events_most(all_, load), load, facts.load())
+        )
+    return msgspec.structs.replace(decided, streams=streams, server=server)
+
+
+def _streams(group: str, requirements: Requirements, load: Load, room: Size | None) -> tuple[Stream, ...]:
+    """The topics of a new service."""
+    known, needs = facts.load(), _needs(requirements)
     partitions = {"global": 1, "per-key": max(_PARTITIONS, needs.partitions), "none": needs.partitions}
-    ordered = requirements.ordering != "none"
+    count = partitions[requirements.ordering]
+    published = max(sizing.events_published(load), 1)
+    consumed = max(needs.events_kept, 1)
+    both = consumed + published
+    room = room or sizing.maxmemory(both * sizing.SPARE, load, known)
+    most = sizing.maxlen(consumed, both, count, room, load, known)
     orders = Stream(
         "orders",
-        partitions=partitions[requirements.ordering],
+        partitions=count,
         key="customer",
-        retention=kept,
+        retention=Retention(most, requirements.retention or sizing.KEPT.maxage),
         group=group,
-        consumer=Consumer(dead_letter=f"{{orders}}:dead:{group}", ordered=ordered),
+        consumer=Consumer(dead_letter=f"{{orders}}:dead:{group}", ordered=requirements.ordering != "none"),
     )
-    return msgspec.structs.replace(decided, streams=(orders, Stream(ACCEPTED, role=("produce",), retention=_KEPT)))
+    kept = Retention(sizing.maxlen(published, both, 1, room, load, known), sizing.KEPT.maxage)
+    return orders, Stream(ACCEPTED, role=("produce",), retention=kept)
 
 
 def _needs(requirements: Requirements) -> Capacity:
@@ -146,8 +158,9 @@ def words(service: Service, template_version: str) -> dict[str, Any]:
         raise ConfigurationError(
             f"metadata.description: expected one line of text, got {service.metadata.description!r}"
         )
-    needs, server = _needs(service.requirements), service.decided.server or Server()
-    memory = server.maxmemory or Size(max(needs.memory * 2, _GIB))
+    needs, load = _needs(service.requirements), load_of(service.requirements)
+    server = service.decided.server or Server()
+    memory = server.maxmemory or Size(_GIB)
     scaling = service.decided.scaling
     return {
         "name": service.name,
@@ -159,9 +172,9 @@ def words(service: Service, template_version: str) -> dict[str, Any]:
         "key": key,
         "ordered": consumer.ordered,
         "partitions": consumed.partitions,
-        "options": _options(consumed, needs),
+        "options": _options(consumed, load),
         "accepted_options": _options(
-            next((s for s in service.decided.streams if s.name == ACCEPTED), Stream(ACCEPTED)), needs
+            next((s for s in service.decided.streams if s.name == ACCEPTED), Stream(ACCEPTED)), load
         ),
         "lease_s": _number(consumer.lease),
         "timeout_s": _number(consumer.timeout),
@@ -171,7 +184,7 @@ def words(service: Service, template_version: str) -> dict[str, Any]:
         "engine": server.engine,
         "maxmemory": int(memory),
         "memory_gib": -(-int(memory * 1.5) // _GIB),
-        "disk_gib": max(-(-int(needs.file) // _GIB), 10),
+        "disk_gib": max(-(-int(memory * REWRITE_FACTOR) // _GIB), 10),
         "servers": needs.servers,
         "headrace": VERSION,
         "template": template_version,
@@ -180,15 +193,15 @@ def words(service: Service, template_version: str) -> dict[str, Any]:
     }
 
 
-def _options(stream: Stream, needs: Capacity) -> dict[str, str]:
+def _options(stream: Stream, load: Load) -> dict[str, str]:
     """Of a topic, where they differ from the defaults, as literals. Raises ConfigurationError if they cannot be."""
-    kept, cap = stream.retention or _KEPT, -(-needs.events_kept // stream.partitions)
-    most = max(limits.cap_events, cap)
+    kept, cap = stream.retention or sizing.KEPT, sizing.cap(stream, load)
+    retained = kept.maxlen or int(cap / sizing.SPARE)
     chosen: dict[str, Any] = {
         "partitions": stream.partitions if stream.partitions > 1 else None,
-        "cap_events": most if most != limits.cap_events else None,
-        "retain_events": (kept.maxlen or most) if kept.maxlen != limits.retain_events else None,
-        "retain_s": float(kept.maxage) if kept.maxage is not None and kept.maxage != _KEPT.maxage else None,
+        "cap_events": cap if cap != limits.cap_events else None,
+        "retain_events": retained if retained != limits.retain_events else None,
+        "retain_s": float(kept.maxage) if kept.maxage is not None and kept.maxage != sizing.KEPT.maxage else None,
     }
     options = {name: value for name, value in chosen.items() if value is not None}
     route(stream.name, options)  # type: ignore[arg-type]  # the library's own checks
@@ -216,7 +229,8 @@ def _plain(value: Any) -> Any:
 def _as_text(value: Any) -> str:
     """A quantity so that it reads back as the same."""
     if isinstance(value, Size):
-        return f"{int(value)}B"
+        sizes = (("GiB", 2**30), ("MiB", 2**20), ("B", 1))
+        return next(f"{value // size}{unit}" for unit, size in sizes if value % size == 0)
     if isinstance(value, Rate):
         return f"{_number(value)}/s"
     if isinstance(value, Duration):

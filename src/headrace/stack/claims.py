@@ -14,6 +14,7 @@ from headrace.stack.facts import Facts
 from headrace.stack.finding import Finding
 from headrace.stack.manifest import Manifest, Server, Stream
 from headrace.stack.quantity import Size
+from headrace.stack.sizing import FILLED
 
 _EVENTS: Final = ("quality", "events")
 _STREAMS: Final = (*_EVENTS, "streams")
@@ -99,13 +100,15 @@ def memory(manifest: Manifest, facts: Facts) -> Iterator[Finding]:
     if manifest.events.type != REDIS or wanted.rate is None:
         return
     load = load_of(wanted)
-    room = server.maxmemory if server is not None and server.maxmemory is not None else load.memory
+    room, share = load.memory, MEMORY_SHARE
+    if server is not None and server.maxmemory is not None:
+        room, share = server.maxmemory, FILLED
     needs = capacity(load, facts)
-    if needs.memory > room * MEMORY_SHARE:
+    if needs.memory > room * share:
         yield _at(
             manifest, "HR303", ("requirements", "rate"),
             f"{load.rate} of {load.payload}, kept for {max(load.retention, load.outage)}, are {needs.memory}; a server of {room} takes "
-            f"{Size(room * MEMORY_SHARE)} of events: keep them for a shorter time, use a Cluster, or ask `headrace stack advise`",
+            f"{Size(room * share)} of events: keep them for a shorter time, use a Cluster, or ask `headrace stack advise`",
         )  # fmt: skip
 
 

@@ -42,7 +42,7 @@ def adr(advice: Advice, name: str, date: str, decided: Events | None = None) -> 
 
     `decided`: what a manifest says instead of the advice.
     """
-    load = advice.load
+    load, generated = advice.load, made(decided) if decided is not None else []
     choice, why, pattern = advice.choice, advice.why, advice.pattern
     if decided is not None:
         choice, why, pattern = decided.type, decided.why, decided.pattern
@@ -71,7 +71,7 @@ def adr(advice: Advice, name: str, date: str, decided: Events | None = None) -> 
         "",
         "| | |",
         "|---|---|",
-        *(f"| {what} | {takes} |" for what, takes in takes(advice)),
+        *(f"| {what} | {takes} |" for what, takes in [*takes(advice)[: -1 if generated else None], *generated]),
         "",
         "## Reasons",
         "",
@@ -97,6 +97,22 @@ def takes(advice: Advice) -> list[tuple[str, str]]:
         ("worker processes of a group", f"{needs.workers} at the peak"),
         ("partitions", f"{needs.partitions}"),
     ]
+
+
+def made(decided: Events) -> list[tuple[str, str]]:
+    """The topics and the server that a manifest names, in place of the partitions that would do."""
+    rows = []
+    for stream in decided.streams:
+        kept, each = stream.retention, " in each" if stream.partitions > 1 else ""
+        parts = [f"{stream.partitions} partition{_s(stream.partitions)}"]
+        if kept is not None and kept.maxlen is not None:
+            parts.append(f"up to {kept.maxlen:,} handled events{each}")
+        if kept is not None and kept.maxage is not None:
+            parts.append(f"for {kept.maxage}")
+        rows.append((f"topic {stream.name}", ", ".join(parts)))
+    if decided.server is not None and decided.server.maxmemory is not None:
+        rows.append(("the server's maxmemory", f"{decided.server.maxmemory}, for all topics together"))
+    return rows if decided.streams else []
 
 
 def _reasons(systems: Sequence[Ranked]) -> list[str]:
