@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -130,6 +131,45 @@ quality:
         assert "outgrown: kafka" in outgrown.out
         wrong = say("stack", "check", odd, "--url", server.url, "--seconds", "1")
         assert (wrong.code, "got 'patience > 3'" in wrong.err) == (2, True)
+
+
+def _of_the_guide() -> list[str]:
+    page = (Path(__file__).parents[2] / "docs" / "guides" / "stacks.md").read_text(encoding="utf-8")
+    return re.findall(r"^```yaml\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+
+
+def test_every_manifest_of_the_guide_is_whole(tmp_path: Path) -> None:
+    require("valkey")
+    assert len(_of_the_guide()) == 3
+    with Server("valkey") as server:
+        assert say("publish", "orders", "{}", "--url", server.url).code == 0
+        for block in _of_the_guide():
+            path = written(tmp_path, block)
+            linted = say("stack", "lint", path)
+            assert all("HR301" in line for line in linted.out.splitlines()), linted.out
+            checked = say("stack", "check", path, "--url", server.url, "--seconds", "1")
+            assert checked.code == 0, checked.err
+            unnamed = "streams:" not in block
+            assert ("the manifest names no streams: all that the server has were looked at" in checked.out) == unnamed
+
+
+def test_a_server_without_topics_cannot_be_looked_at(tmp_path: Path) -> None:
+    require("valkey")
+    with Server("valkey") as server:
+        said = say("stack", "check", written(tmp_path, _of_the_guide()[0]), "--url", server.url, "--seconds", "1")
+        assert (said.code, "the server has no topics; is it the right one?" in said.err) == (2, True)
+
+
+def test_a_server_that_is_nearly_full_is_told_of(tmp_path: Path) -> None:
+    require("valkey")
+    path = written(tmp_path, _of_the_guide()[2])
+    with Server("valkey") as server:
+        assert say("publish", "orders", "{}", "--url", server.url).code == 0
+        used = int(re.findall(r"used_memory:(\d+)", server.command("INFO", "memory").decode())[0])
+        for percent, code in ((50, 0), (90, 1)):
+            server.command("CONFIG", "SET", "maxmemory", used * 100 // percent)
+            said = say("stack", "check", path, "--url", server.url, "--seconds", "1")
+            assert (said.code, "more than 80% of its maxmemory" in said.out) == (code, code == 1), said.out
 
 
 def test_what_an_event_costs_is_measured_and_leaves_nothing_behind(tmp_path: Path) -> None:

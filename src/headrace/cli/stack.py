@@ -6,10 +6,10 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from headrace.backends.contract import Inspector
 from headrace.cli import output, streams
 from headrace.cli.command import Command, add_json, add_server, count, require
 from headrace.cli.exits import NO, OK
+from headrace.settings import Settings
 
 _MANIFEST = "stack.yaml"
 
@@ -109,29 +109,34 @@ def _calibrate(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> int:
-    from headrace.cli.server import inspect
+    import asyncio
+
+    from headrace import backends
+    from headrace.backends.redis.client import Client
+    from headrace.cli.server import open_server
     from headrace.stack import check, facts, live, manifest
 
     read = manifest.load(args.manifest)
     leave = check.conditions(read, facts.load())
     stage = output.Stage()
 
-    async def look(inspector: Inspector) -> int:
+    async def look(settings: Settings) -> live.Live:
+        inspector, client = await backends.inspector(settings), Client(settings)
         try:
-            found = await live.measure(inspector, read, args.seconds, stage.show)
+            return await live.measure(inspector, client, read, args.seconds, stage.show)
         finally:
             stage.end()
-        rows = check.check(read, leave, found)
-        with streams.answer():
-            if args.json:
-                output.json(rows)
-            else:
-                output.table(
-                    ("what", "now", "at most", ""), ((r.what, r.now, r.bound, r.says or "within") for r in rows)
-                )
-        return NO if any(row.outgrown for row in rows) else OK
+            await client.aclose()
+            await inspector.aclose()
 
-    return inspect(args, look)
+    with open_server(args) as settings:
+        rows = check.check(read, leave, asyncio.run(look(settings)))
+    with streams.answer():
+        if args.json:
+            output.json(rows)
+        else:
+            output.table(("what", "now", "at most", ""), ((r.what, r.now, r.bound, r.says or "within") for r in rows))
+    return NO if any(row.outgrown for row in rows) else OK
 
 
 def _upgrade(args: argparse.Namespace) -> int:

@@ -10,9 +10,10 @@ from msgspec import Struct
 from headrace.errors import ConfigurationError
 from headrace.stack import advise
 from headrace.stack.facts import Facts
-from headrace.stack.live import Live
+from headrace.stack.live import Live, Room
 from headrace.stack.manifest import Manifest
 from headrace.stack.quantity import Duration, Rate, Size
+from headrace.stack.sizing import FILLED
 
 
 class Row(Struct, frozen=True):
@@ -24,7 +25,7 @@ class Row(Struct, frozen=True):
     says: str
     """Empty: it is within."""
     outgrown: bool = False
-    """It is time to leave, not only to look."""
+    """It is time to leave, or to give the server more memory, not only to look."""
 
 
 class Condition(Struct, frozen=True):
@@ -45,7 +46,7 @@ def conditions(manifest: Manifest, facts: Facts) -> list[Condition]:
 
 
 def check(manifest: Manifest, leave: list[Condition], live: Live) -> list[Row]:
-    """Every condition, then the requirements and the ledger."""
+    """Every condition, then the server's memory, the requirements and the ledger."""
     needs = manifest.requirements
     now = {
         "rate.peak": live.rate,
@@ -58,12 +59,33 @@ def check(manifest: Manifest, leave: list[Condition], live: Live) -> list[Row]:
     for one in leave:
         row = _row(one.what, now[one.what], one.bound, str, f"outgrown: {one.to}")
         rows.append(Row(row.what, row.now, row.bound, row.says, outgrown=bool(row.says)))
+    rows += [_full(live.room)] if live.room.most else []
     rows += _required(manifest, live)
+    if live.unnamed:
+        rows.append(
+            Row(
+                "topics",
+                ", ".join(live.unnamed),
+                "",
+                "the manifest names no streams: all that the server has were looked at",
+            )
+        )
     rows += [
         Row(f"topic {name}", "absent", "", "the server does not have it; is the name right?") for name in live.absent
     ]
     rows.append(_row("events unaccounted for", live.missing, 0, str, "`headrace ledger` shows the group"))
     return rows
+
+
+def _full(room: Room) -> Row:
+    row = _row(
+        "memory of the server",
+        room.used,
+        Size(room.most * FILLED),
+        str,
+        f"more than {FILLED:.0%} of its maxmemory, {room.most}: publishers wait when it is full. Raise maxmemory, or keep events for a shorter time",
+    )
+    return Row(row.what, row.now, row.bound, row.says, outgrown=bool(row.says))
 
 
 def _condition(manifest: Manifest, text: str, to: str) -> Condition:
