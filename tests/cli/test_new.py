@@ -9,6 +9,11 @@ import pytest
 
 from tests.cli.shell import say
 
+MORE = """\
+    - name: bills
+      retention: {maxlen: 1000, maxage: 1d}
+    - name: orders.accepted"""
+
 
 def test_a_service_is_there_and_can_be_upgraded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
@@ -28,6 +33,14 @@ def test_a_service_is_there_and_can_be_upgraded(tmp_path: Path, monkeypatch: pyt
     assert "retain_s" not in (tmp_path / "shop" / "src" / "shop" / "topics.py").read_text()
     assert say("stack", "upgrade", "shop").out == planned.out
     assert "retain_s=172800" in (tmp_path / "shop" / "src" / "shop" / "topics.py").read_text()
+    subprocess.run(
+        ["git", "-C", "shop", "-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qam", "2"], check=True
+    )
+    manifest.write_text(manifest.read_text().replace("    - name: orders.accepted", MORE))
+    again = say("stack", "upgrade", "shop")
+    assert (again.code, again.out, "nothing to do" in again.err) == (0, "", True)
+    manifest.write_text(manifest.read_text().replace("- name: orders\n", "- name: orders\n      partitions: 4\n"))
+    assert "has one partition where it exists" in say("stack", "upgrade", "shop", "--dry-run").err
 
 
 def test_it_says_how_the_service_finds_a_headrace_that_is_on_no_index(

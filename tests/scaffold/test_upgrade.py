@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 
 from headrace import ConfigurationError
-from headrace.scaffold import record, upgrade
+from headrace.scaffold import record, topics, upgrade
 from headrace.scaffold.folder import Folder
 from headrace.scaffold.generate import Rendering
 from headrace.scaffold.record import Lock
 from headrace.scaffold.render import File
 from headrace.scaffold.upgrade import Fate
+from headrace.stack.manifest import Consumer, Stream
 from headrace.version import VERSION
 
 LINES = [f"line {n}\n" for n in range(9)]
@@ -171,6 +173,43 @@ def test_a_dependency_that_the_user_adds_is_no_conflict(project: Project) -> Non
     project.generated(a=File(before))
     project.folder.write("a", File(before.replace(b"needs:\n", b'needs:\n  "httpx",\n')))
     assert project.upgrade(a=File(before.replace(b"0.1.0", b"0.2.0"))) == {"a": Fate.MERGED}
+
+
+def test_an_upgrade_that_changes_nothing_writes_nothing(project: Project) -> None:
+    same = {"a": File(text()), "mine": File(text(), seeded=True)}
+    project.generated(**same)
+    record.keep(project.folder, msgspec.structs.replace(LOCK, template="1.1"), same)
+    before = {path: path.stat().st_mtime_ns for path in (project.root / ".headrace").iterdir()}
+    assert project.upgrade(a=same["a"], mine=File(b"otherwise", seeded=True)) == {}
+    assert {path: path.stat().st_mtime_ns for path in (project.root / ".headrace").iterdir()} == before
+    assert not upgrade.plan(project.root).stale
+    project.folder.write("a", File(text(l1="mine")))
+    project.upgrade(a=File(text(l1="mine")), mine=same["mine"])
+    assert record.recall(project.folder)[1]["a"] == File(text(l1="mine")), "it is what the next one is merged against"
+
+
+OLD = Stream("orders", partitions=16, group="billing", consumer=Consumer(ordered=True))
+
+
+@pytest.mark.parametrize(
+    ("before", "changes", "says"),
+    [
+        ({}, {}, []),
+        ({}, {"partitions": 32}, ["`headrace partitions orders 32`"]),
+        ({}, {"partitions": 24}, ["16 partitions where it exists, which never become 24"]),
+        ({}, {"partitions": 8}, ["16 partitions where it exists, which never become 8"]),
+        ({"partitions": 1}, {"partitions": 16}, ["one partition where it exists, which never becomes several"]),
+        ({}, {"consumer": Consumer()}, ["is ordered for good", "`headrace groups orders --reset billing --to PLACE`"]),
+        ({"consumer": None, "group": ""}, {"group": "shop"}, ["group shop of topic orders is shared for good"]),
+        ({}, {"consumer": Consumer(), "group": "bills"}, []),
+        ({}, {"name": "trades", "partitions": 4}, []),
+    ],
+)
+def test_what_servers_need_first_is_said(before: dict[str, Any], changes: dict[str, Any], says: list[str]) -> None:
+    old = msgspec.structs.replace(OLD, **before)
+    said = topics.steps([old], [msgspec.structs.replace(OLD, **changes), Stream("other")], "shop")
+    assert len(said) == min(len(says), 1)
+    assert all(words in said[0] for words in says)
 
 
 def test_another_name_or_an_older_release_is_refused(project: Project) -> None:

@@ -144,7 +144,10 @@ def _upgrade(args: argparse.Namespace) -> int:
     from headrace.scaffold import upgrade
 
     plan = upgrade.plan(args.folder)
-    if not args.dry_run:
+    if plan.idle and not plan.changes:
+        output.note("nothing to do: what stack.yaml says of the generated files is what they are")
+        return OK
+    if not args.dry_run and not plan.idle:
         if not args.allow_dirty:
             upgrade.check_clean(args.folder)
         upgrade.apply(args.folder, plan)
@@ -154,6 +157,8 @@ def _upgrade(args: argparse.Namespace) -> int:
     output.note(f"template {before.template} of headrace {before.headrace} -> {after.template} of {after.headrace}")
     if args.dry_run:
         output.note("nothing was written")
+    for step in plan.steps:
+        output.note(step)
     if plan.conflicts:
         output.note(f"resolve the marked places in {', '.join(plan.conflicts)}")
     return NO if plan.conflicts else OK
