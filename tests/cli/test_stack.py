@@ -64,6 +64,8 @@ def test_when_nothing_fits_the_exit_code_says_so() -> None:
     [
         (("--payload", "large"), "--payload: expected a size such as 600B, 4KB or 16GiB, got 'large'"),
         (("--peak", "10/s"), "--peak: say --rate, too"),
+        (("--rate", "2000/s", "--peak", "100/s"), "expected a peak of at least the average rate, 2,000/s, got 100/s"),
+        (("--rate", "0/s"), "expected an average rate above 0"),
         (("--from", "nowhere.yaml"), "nowhere.yaml: there is no such file"),
     ],
 )

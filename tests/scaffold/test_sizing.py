@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from headrace import ConfigurationError
 from headrace.scaffold import generate, service
 from headrace.stack import facts, manifest
 from headrace.stack.capacity import capacity, load_of
@@ -61,3 +62,10 @@ def test_publishers_do_not_wait_for_what_is_only_kept_for_replay(tmp_path: Path)
         "src/shop/topics.py"
     ]
     assert b"cap_events=67500000, retain_events=54000000" in topics.data
+
+
+def test_requirements_that_no_number_of_partitions_meets_are_refused_with_the_advice(tmp_path: Path) -> None:
+    with pytest.raises(
+        ConfigurationError, match=r"ask for [\d,]+ partitions, and a topic has at most 1,024\. The advice is kafka: "
+    ):
+        described(tmp_path, "{rate: {avg: 9000000/s}, ordering: per-key}")

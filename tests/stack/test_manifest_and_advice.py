@@ -52,6 +52,11 @@ def test_the_schema_takes_it_and_knows_its_keys() -> None:
     ("more", "says"),
     [
         ("requirements: {rate: {avg: often}}", "stack.yaml:6: requirements.rate.avg: expected a rate such as 2000/s"),
+        ("requirements: {rate: {avg: 0/s}}", "stack.yaml:6: requirements.rate: expected an average rate above 0"),
+        (
+            "requirements: {rate: {avg: 2000/s, peak: 100/s}}",
+            "stack.yaml:6: requirements.rate: expected a peak of at least the average rate, 2,000/s, got 100/s",
+        ),
         ("requirements: {groups: 0}", "stack.yaml:6: requirements.groups: Expected `int` >= 1"),
         ("requirments: {}", "stack.yaml:1: the file: Object contains unknown field `requirments`"),
         ("kind: Pile", "expected apiVersion: headrace.dev/v1 and kind: Stack"),
@@ -80,6 +85,23 @@ def test_the_advice_and_what_would_change_it(requirements: Requirements, choice:
     assert advice.choice == choice
     assert all(flip.choice != choice for flip in advice.flips)
     assert advise(requirements, facts.load()) == advice
+
+
+def test_a_tie_is_called_one() -> None:
+    advice = advise(wanted("100000/s", "100B", outage=Duration(60)), facts.load())
+    assert [(s.system, s.score) for s in advice.systems[:2]] == [("redis-streams", 0.5), ("kafka", 0.5)]
+    assert "a tie with kafka: of equals the first of redis-streams, kafka" in advice.why
+    assert "a tie" not in advise(wanted("100/s"), facts.load()).why
+
+
+def test_a_change_is_told_in_whole_numbers() -> None:
+    changes = [flip.change for flip in advise(wanted("100/s"), facts.load()).flips]
+    assert "180 times the rate: 18,038/s, 72,150/s at the peak" in changes
+
+
+def test_a_body_that_is_too_large_is_called_so() -> None:
+    why = advise(wanted("10/s", "5MB"), facts.load()).why
+    assert "bodies of 4.8 MiB, above the limit of 1.0 MiB" in why
 
 
 def test_code_and_settings_are_looked_through(tmp_path: Path) -> None:

@@ -100,12 +100,21 @@ def _requirements(args: argparse.Namespace) -> tuple[Any, str]:
         changes[option] = _read(option, reads.get(option, lambda value: value), text)
     if "rate" in given:
         peak = _read("peak", Rate.parse, given["peak"]) if "peak" in given else None
-        changes["rate"] = manifest.Rates(_read("rate", Rate.parse, given["rate"]), peak)
+        changes["rate"] = _rates(_read("rate", Rate.parse, given["rate"]), peak)
     elif "peak" in given:
         if start.rate is None:
             raise ConfigurationError("--peak: say --rate, too")
-        changes["rate"] = manifest.Rates(start.rate.avg, _read("peak", Rate.parse, given["peak"]))
+        changes["rate"] = _rates(start.rate.avg, _read("peak", Rate.parse, given["peak"]))
     return msgspec.structs.replace(start, **changes), name
+
+
+def _rates(avg: Any, peak: Any) -> Any:
+    from headrace.stack import manifest
+
+    try:
+        return manifest.Rates(avg, peak)
+    except ValueError as e:
+        raise ConfigurationError(f"--rate, --peak: {e}") from None
 
 
 def _read(option: str, read: Callable[[str], Any], text: Any) -> Any:

@@ -118,6 +118,12 @@ def _streams(group: str, requirements: Requirements, load: Load, room: Size | No
     known, needs = facts.load(), _needs(requirements)
     partitions = {"global": 1, "per-key": max(_PARTITIONS, needs.partitions), "none": needs.partitions}
     count = partitions[requirements.ordering]
+    if count > limits.partitions_max:
+        advice = advise.advise(requirements, known)
+        raise ConfigurationError(
+            f"requirements: {load.peak} at the peak and {needs.memory} of events ask for {count:,} partitions, and a topic has at most "
+            f"{limits.partitions_max:,}. The advice is {advice.choice}: {advice.why}"
+        )
     published = max(sizing.events_published(load), 1)
     consumed = max(needs.events_kept, 1)
     both = consumed + published

@@ -95,6 +95,7 @@ def _why(choice: str, asked: Asked, systems: tuple[Ranked, ...]) -> str:
         return "; ".join(f"{r.system} fails on {' and '.join(r.ruled_out)}" for r in systems)
     needs, known = asked.capacity, set(asked.requirements.team)
     best = systems[0].judgements
+    tied = [r.system for r in systems[1:] if not r.ruled_out and r.score == systems[0].score]
     first = {
         REDIS: "Consumer groups with explicit acks on Valkey (BSD-3)",
         KAFKA: "A partitioned log on disks (Apache-2.0)",
@@ -111,6 +112,8 @@ def _why(choice: str, asked: Asked, systems: tuple[Ranked, ...]) -> str:
     else:
         redis = next(r for r in systems if r.system == REDIS)
         parts += [f"Redis Streams: {j.says}" for j in redis.judgements if j.gate or j.points <= -1]
+    if tied:
+        parts.append(f"a tie with {' and '.join(tied)}: of equals the first of {', '.join(SYSTEMS)} is taken")
     return "; ".join(parts)
 
 
@@ -128,7 +131,7 @@ def _flips(requirements: Requirements, facts: Facts, load: Load, choice: str) ->
     factor = _first(lambda f: with_rate(f) != choice, 1.0, _FACTOR_MAX)
     if factor is not None:
         peak = Rate(load.peak * factor)
-        change = f"{factor:.2g} times the rate: {Rate(load.rate * factor)}, {peak} at the peak"
+        change = f"{float(f'{factor:.2g}'):,g} times the rate: {Rate(load.rate * factor)}, {peak} at the peak"
         out.append(Flip(change, with_rate(factor), f"rate.peak > {round(peak)}/s"))
     kept = max(load.retention, 3_600.0)
     longest = _first(lambda s: chosen(retention=Duration(s)) != choice, kept, _YEAR_S)

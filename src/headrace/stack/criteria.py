@@ -205,7 +205,7 @@ def body(asked: Asked) -> list[Judgement]:
             "body",
             s,
             -0.5 if s == REDIS and size > _BODY_LARGE else 0.0,
-            f"{size} of at most {most[s]}",
+            f"bodies of {size}, {'above' if size > most[s] else 'within'} the limit of {most[s]}",
             "documented",
             gate=size > most[s],
         )

@@ -67,6 +67,13 @@ class Rates(_Part, frozen=True):
     peak: Rate | None = None
     """None: four times the average."""
 
+    def __post_init__(self) -> None:
+        """Raises ValueError, which the library reports with its place."""
+        if self.avg <= 0:
+            raise ValueError("expected an average rate above 0; without events there is nothing to decide")
+        if self.peak is not None and self.peak < self.avg:
+            raise ValueError(f"expected a peak of at least the average rate, {self.avg}, got {self.peak}")
+
 
 class Requirements(_Part, frozen=True):
     """What the event system has to do; the advice is computed from this. Everything may be left out."""
