@@ -209,7 +209,7 @@ def test_there_is_no_kafka_yet() -> None:
 
 def test_an_advice_for_another_system_is_said(tmp_path: Path) -> None:
     (tmp_path / "stack.yaml").write_text(
-        "requirements: {rate: {avg: 2000000/s}, retention: 30d, datacenters: 3}\nquality: {events: {type: kafka, why: it was asked for}}\n"
+        "requirements: {rate: {avg: 2000/s}, retention: 30d, datacenters: 3}\nquality: {events: {type: kafka, why: it was asked for}}\n"
     )
     described = service.describe(
         "shop", "python-worker", "redis-streams", manifest.load(tmp_path / "stack.yaml"), TODAY
