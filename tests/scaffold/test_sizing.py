@@ -69,3 +69,10 @@ def test_requirements_that_no_number_of_partitions_meets_are_refused_with_the_ad
         ConfigurationError, match=r"ask for [\d,]+ partitions, and a topic has at most 1,024\. The advice is kafka: "
     ):
         described(tmp_path, "{rate: {avg: 9000000/s}, ordering: per-key}")
+
+
+def test_one_order_over_all_is_kept_by_one_handler_at_a_time(tmp_path: Path) -> None:
+    topics = generate.rendered(described(tmp_path, "{ordering: global}")).files["src/shop/topics.py"].data
+    assert b"ORDERED = True" in topics
+    assert b"LANES = 1\n" in topics
+    assert b"partitions=" not in topics

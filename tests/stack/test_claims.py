@@ -63,6 +63,13 @@ CASES = [
     ({"requirements.rate": {"avg": "20000/s"}, "stream.retention.maxlen": 500_000_000}, [("HR303", "error")]),
     ({"events.server.maxmemory": "1400MiB"}, [("HR303", "error")]),
     ({"events.server.maxmemory": "1500MiB"}, []),
+    ({"events.server.maxmemory": "2GiB", "stream.retention.maxage": "1d"}, [("HR303", "warning")]),
+    ({"stream.retention.maxage": "1d"}, []),
+    ({"requirements.ordering": "global", "stream.consumer.concurrency": 1}, [("HR304", "error")]),
+    ({"requirements.ordering": "global", "stream.partitions": 1}, [("HR304", "error")]),
+    ({"requirements.ordering": "global", "stream.partitions": 1, "stream.consumer.concurrency": 1}, []),
+    ({"requirements.datacenters": 3}, [("HR315", "warning")]),
+    ({"requirements.payload": "5MB", "events.type": "kafka"}, [("HR315", "warning")]),
     ({"stream.key": None}, [("HR304", "error")]),
     ({"stream.consumer.ordered": False}, [("HR304", "error")]),
     ({"stream.consumer.ordered": False, "requirements.ordering": "none"}, []),
@@ -93,5 +100,5 @@ def test_what_is_not_so_is_found(tmp_path: Path, changes: dict[str, Any], expect
 
 
 def test_every_code_is_tried() -> None:
-    in_code = {"HR309", "HR311"}
+    in_code = {"HR309", "HR311", "HR314"}
     assert {code for _, codes in CASES for code, _ in codes} | in_code == set(finding.TITLES)

@@ -109,12 +109,45 @@ def test_code_and_settings_are_looked_through(tmp_path: Path) -> None:
     (tmp_path / "fine.rs").write_text("c.set_response_timeout(Duration::from_secs(7)); o.block(2000);\n")
     (tmp_path / "valkey.conf").write_text("\nmaxmemory-policy allkeys-lru\n")
     (tmp_path / "ack.py").write_text('redis.execute_command("XACKDEL", key)\n')
-    found = sources.scan(tmp_path, read(tmp_path, ADR_BLOCK))
+    found = sources.scan(tmp_path, read(tmp_path, ADR_BLOCK), facts.load())
     assert [(f.code, f.path, f.line) for f in found] == [
         ("HR309", "ack.py", 1),
         ("HR311", "read.rs", 1),
         ("HR308", "valkey.conf", 2),
     ]
+
+
+COMPOSE = (
+    "command: valkey-server --appendonly yes --appendfsync always --no-appendfsync-on-rewrite no --maxmemory 1073741824"
+)
+
+
+@pytest.mark.parametrize(
+    ("change", "requirements", "expected"),
+    [
+        (("", ""), "{}", []),
+        (("appendonly yes", "appendonly no"), "{}", [("HR314", "error")]),
+        (("--appendonly yes", '"--appendonly", "no"'), "{}", [("HR314", "error")]),
+        (("appendonly yes", "appendonly no"), "{loss: best-effort}", []),
+        (("always", "no"), "{loss: seconds}", [("HR314", "error")]),
+        (("always", "everysec"), "{}", [("HR314", "warning")]),
+        (("always", "everysec"), "{loss: seconds}", []),
+        (("command:", "# appendonly no, appendfsync no, maxmemory 1mb:"), "{}", []),
+        (("1073741824", "512mb"), "{}", [("HR303", "error")]),
+        (("1073741824", "2gb"), "{}", []),
+        (("1073741824", "0"), "{}", []),
+        (("", ""), "{rate: {avg: 1000/s}}", [("HR303", "error")]),
+    ],
+)
+def test_settings_are_held_against_the_manifest(
+    tmp_path: Path, change: tuple[str, str], requirements: str, expected: list[tuple[str, str]]
+) -> None:
+    (tmp_path / "compose.yaml").write_text(COMPOSE.replace(*change) + "\n")
+    server = "" if "rate" in requirements else "    server: {maxmemory: 1GiB}\n"
+    manifest = read(tmp_path, f"{ADR_BLOCK}{server}requirements: {requirements}\n")
+    found = sources.scan(tmp_path, manifest, facts.load())
+    assert [(f.code, f.severity) for f in found] == expected
+    assert all(f.path == "compose.yaml" for f in found)
 
 
 def test_every_code_has_a_page() -> None:

@@ -66,8 +66,9 @@ def _lint(args: argparse.Namespace) -> int:
     from headrace.stack import claims, facts, finding, manifest, sources
 
     read = manifest.load(args.manifest)
-    found = claims.lint(read, facts.load())
-    found += sources.scan(args.code or args.manifest.resolve().parent, read)
+    known = facts.load()
+    found = claims.lint(read, known)
+    found += sources.scan(args.code or args.manifest.resolve().parent, read, known)
     with streams.answer():
         if args.format == "json":
             output.json(found)

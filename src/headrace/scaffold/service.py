@@ -135,7 +135,11 @@ def _streams(group: str, requirements: Requirements, load: Load, room: Size | No
         key="customer",
         retention=Retention(most, requirements.retention or sizing.KEPT.maxage),
         group=group,
-        consumer=Consumer(dead_letter=f"{{orders}}:dead:{group}", ordered=requirements.ordering != "none"),
+        consumer=Consumer(
+            dead_letter=f"{{orders}}:dead:{group}",
+            ordered=requirements.ordering != "none",
+            concurrency=1 if requirements.ordering == "global" else Consumer().concurrency,
+        ),
     )
     kept = Retention(sizing.maxlen(published, both, 1, room, load, known), sizing.KEPT.maxage)
     return orders, Stream(ACCEPTED, role=("produce",), retention=kept)

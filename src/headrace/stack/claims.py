@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Final, Literal
 
 from headrace.errors import ConfigurationError
+from headrace.stack.advise import advise
 from headrace.stack.capacity import MEMORY_SHARE, capacity, load_of
 from headrace.stack.check import conditions
 from headrace.stack.criteria import REDIS
@@ -14,7 +15,7 @@ from headrace.stack.facts import Facts
 from headrace.stack.finding import Finding
 from headrace.stack.manifest import Manifest, Server, Stream
 from headrace.stack.quantity import Size
-from headrace.stack.sizing import FILLED
+from headrace.stack.sizing import FILLED, events_most
 
 _EVENTS: Final = ("quality", "events")
 _STREAMS: Final = (*_EVENTS, "streams")
@@ -98,7 +99,7 @@ def memory(manifest: Manifest, facts: Facts) -> Iterator[Finding]:
     """HR303."""
     wanted, server = manifest.requirements, manifest.events.server
     if manifest.events.type != REDIS or wanted.rate is None:
-        return
+        return  # what is assumed of the rate proves nothing
     load = load_of(wanted)
     room, share = load.memory, MEMORY_SHARE
     if server is not None and server.maxmemory is not None:
@@ -109,6 +110,15 @@ def memory(manifest: Manifest, facts: Facts) -> Iterator[Finding]:
             manifest, "HR303", ("requirements", "rate"),
             f"{load.rate} of {load.payload}, kept for {max(load.retention, load.outage)}, are {needs.memory}; a server of {room} takes "
             f"{Size(room * share)} of events: keep them for a shorter time, use a Cluster, or ask `headrace stack advise`",
+        )  # fmt: skip
+        return
+    kept = Size(events_most(manifest.events.streams, load, spare=1.0) * facts.memory_bytes(load.payload))
+    if kept > room * share:
+        yield _at(
+            manifest, "HR303", _STREAMS,
+            f"the topics keep {kept} of events at {load.rate}; a server of {room} takes {Size(room * share)}: "
+            "lower their retention, or raise maxmemory",
+            "warning",
         )  # fmt: skip
 
 
@@ -129,6 +139,37 @@ def order(manifest: Manifest, _: Facts) -> Iterator[Finding]:
             yield _at(
                 manifest, "HR304", (*at, "consumer"),
                 f"group {stream.group or '?'} of {stream.name} handles events side by side, so a later one of a key can end first: say ordered: true",
+            )  # fmt: skip
+
+
+def global_order(manifest: Manifest, _: Facts) -> Iterator[Finding]:
+    """HR304."""
+    if manifest.requirements.ordering != "global":
+        return
+    for place, stream in enumerate(manifest.events.streams):
+        if stream.partitions > 1:
+            yield _at(
+                manifest, "HR304", (*_STREAMS, place, "partitions"),
+                f"{stream.name} has {stream.partitions} partitions, which are in order each by itself: ordering: global needs one",
+            )  # fmt: skip
+        if stream.consumer is not None and stream.consumer.ordered and stream.consumer.concurrency > 1:
+            yield _at(
+                manifest, "HR304", (*_STREAMS, place, "consumer"),
+                f"group {stream.group or '?'} of {stream.name} handles keys side by side, each in order: ordering: global needs concurrency: 1",
+            )  # fmt: skip
+
+
+def ruled_out(manifest: Manifest, facts: Facts) -> Iterator[Finding]:
+    """HR315."""
+    events, told = manifest.events, {"memory"} if manifest.requirements.rate is not None else set()  # HR303 says it
+    advice = advise(manifest.requirements, facts)
+    for one in advice.systems:
+        against = [j for j in one.judgements if j.gate and j.criterion not in told]
+        if one.system == events.type and against:
+            yield _at(
+                manifest, "HR315", (*_EVENTS, "type"),
+                f"the requirements rule {events.type} out ({'; '.join(f'{j.criterion}: {j.says}' for j in against)}): the advice is {advice.choice}",
+                "warning",
             )  # fmt: skip
 
 
@@ -236,6 +277,6 @@ def _own(manifest: Manifest) -> list[tuple[int, Stream]]:
 
 
 RULES: Final[tuple[Rule, ...]] = (
-    *(exactly_once, licence, memory, order),
+    *(exactly_once, licence, memory, order, global_order, ruled_out),
     *(bound, dead_letters, reclaim, eviction, to_zero, kept, outgrown),
 )

@@ -25,6 +25,8 @@ TITLES: Final = {
     "HR311": "a blocking read that the client gives up",
     "HR312": "events are not kept for as long as is required",
     "HR313": "a condition that nothing can measure",
+    "HR314": "the server may lose what it has acknowledged",
+    "HR315": "the requirements rule the event system out",
 }
 """By code. Each has a page: `headrace explain HR301`."""
 

@@ -44,9 +44,10 @@ def maxmemory(events: float, load: Load, facts: Facts) -> Size:
     return Size(max(math.ceil(needed / _STEP) * _STEP, _LEAST))
 
 
-def events_most(streams: Sequence[Stream], load: Load) -> float:
-    """That topics come to hold, by what they keep, or because a group is away."""
-    return sum(max(_settled(stream, load), load.rate * load.outage * SPARE) for stream in streams)
+def events_most(streams: Sequence[Stream], load: Load, spare: float = SPARE) -> float:
+    """That topics come to hold, by what they keep, or because a group is away. `spare`: times the average rate."""
+    rate = load.rate * spare
+    return sum(max(_settled(stream, rate), rate * load.outage) for stream in streams)
 
 
 def cap(stream: Stream, load: Load) -> int:
@@ -56,9 +57,9 @@ def cap(stream: Stream, load: Load) -> int:
     return math.ceil(min(max(limits.cap_events, SPARE * max(backlog, kept.maxlen or 0)), limits.number_max))
 
 
-def _settled(stream: Stream, load: Load) -> float:
+def _settled(stream: Stream, rate: float) -> float:
     kept = stream.retention or KEPT
-    by_age = load.rate * (kept.maxage if kept.maxage is not None else limits.retain_s) * SPARE
+    by_age = rate * (kept.maxage if kept.maxage is not None else limits.retain_s)
     return min(by_age, kept.maxlen * stream.partitions) if kept.maxlen is not None else by_age
 
 

@@ -7,10 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from headrace.stack.capacity import capacity, load_of
 from headrace.stack.criteria import REDIS
+from headrace.stack.facts import Facts
 from headrace.stack.finding import Finding
 from headrace.stack.manifest import Manifest
-from headrace.stack.quantity import Duration
+from headrace.stack.quantity import Duration, Size
+from headrace.stack.sizing import FILLED
 
 _CODE: Final = (".rs", ".py", ".lua")
 _SETTINGS: Final = (".conf", ".yaml", ".yml", ".toml")
@@ -22,6 +25,8 @@ _REDIS_ONLY: Final = re.compile(
     r"[\"'](XACKDEL|XDELEX|XNACK|XCFGSET|IDMP|IDMPAUTO)[\"']|\b(xack_del|xdel_ex|xnack)\w*\("
 )
 _POLICY: Final = re.compile(r"maxmemory-policy[\"']?[,:=]?\s+[\"']?(allkeys-\w+)")
+_APPEND: Final = re.compile(r"\b(appendonly|appendfsync)[\"']?[,:=]?\s+[\"']?(no|everysec)\b")
+_MAXMEMORY: Final = re.compile(r"\bmaxmemory[\"']?[,:=]?\s+[\"']?(\d+)([kmg]?)(b?)\b", re.IGNORECASE)
 _BLOCK: Final = re.compile(r"\.block\((\d[\d_]*)\)")
 _TIMEOUT: Final = re.compile(
     r"set_response_timeout\(\s*(?:Some\()?\s*(?:std::time::)?Duration::from_(secs|millis)\((\d[\d_]*)\)"
@@ -31,7 +36,7 @@ _DEFAULT_S: Final = 0.5
 """Of redis-rs from 1.0 on, for every asynchronous connection."""
 
 
-def scan(root: Path, manifest: Manifest) -> list[Finding]:
+def scan(root: Path, manifest: Manifest, facts: Facts) -> list[Finding]:
     """Looks through the files below `root`; those that are large, generated or not ours are left out."""
     if manifest.events.type != REDIS:
         return []
@@ -50,6 +55,8 @@ def scan(root: Path, manifest: Manifest) -> list[Finding]:
             found += _given_up(name, text)
         if path.suffix in _SETTINGS:
             found += _evicting(name, text)
+            found += _losing(name, text, manifest.requirements.loss)
+            found += _too_small(name, text, manifest, facts)
     return found
 
 
@@ -102,4 +109,47 @@ def _given_up(name: str, text: str) -> Iterator[Finding]:
                 "HR311", "error", name, _line(text, match.start()),
                 f"the read blocks for {Duration(block_s)} and the connection gives up after {Duration(longest_s)}: what the server gives to it later "
                 "is pending and seen by nobody. Read over a connection of its own with a response timeout above the block",
+            )  # fmt: skip
+
+
+def _settings(pattern: re.Pattern[str], text: str) -> Iterator[re.Match[str]]:
+    """Where it is set, and not in a comment."""
+    for match in pattern.finditer(text):
+        if not text[text.rfind("\n", 0, match.start()) + 1 : match.start()].lstrip().startswith("#"):
+            yield match
+
+
+def _losing(name: str, text: str, loss: str) -> Iterator[Finding]:
+    """HR314."""
+    for match in _settings(_APPEND, text):
+        option, value = match.groups()
+        if loss == "best-effort" or (loss == "seconds" and value == "everysec"):
+            continue
+        what, right = {
+            "appendonly": ("nothing is on the disk", "yes"),
+            "appendfsync": ("what is acknowledged is not on the disk yet", "always"),
+        }[option]
+        yield Finding(
+            "HR314", "warning" if value == "everysec" else "error", name, _line(text, match.start()),
+            f"{option} {value}: {what}, and requirements.loss is {loss}; say {option} {right}",
+        )  # fmt: skip
+
+
+def _too_small(name: str, text: str, manifest: Manifest, facts: Facts) -> Iterator[Finding]:
+    """HR303."""
+    server, load = manifest.events.server, load_of(manifest.requirements)
+    said = server.maxmemory if server is not None else None
+    needs = capacity(load, facts).memory if manifest.requirements.rate is not None else 0
+    for match in _settings(_MAXMEMORY, text):
+        unit = (1_024 if match[3] else 1_000) ** " kmg".index(match[2].lower() or " ")
+        room = Size(int(match[1]) * unit)
+        if room and said is not None and room < said:
+            yield Finding(
+                "HR303", "error", name, _line(text, match.start()),
+                f"maxmemory is {room} here, and {said} in {manifest.document.path.name}: make them the same",
+            )  # fmt: skip
+        elif room and needs > room * FILLED:
+            yield Finding(
+                "HR303", "error", name, _line(text, match.start()),
+                f"maxmemory is {room}, of which events may fill {Size(room * FILLED)}, and the requirements come to {Size(needs)}: raise it",
             )  # fmt: skip
