@@ -42,7 +42,7 @@ pub enum Error {
 
 /// Serves until `stop` is cancelled and what is in hand is finished or handed back.
 pub async fn run(config: Config, listener: TcpListener, stop: CancellationToken) -> Result<(), Error> {
-    let node = Arc::new(Node::new(&config.redis_url)?);
+    let node = Arc::new(Node::new(&config.redis_url)?.durability(config.durability));
     let known = Arc::new(Topics::new(Arc::clone(&node)));
     let metrics = Arc::new(Metrics::new());
     let mut subscription = Subscription::new(topics::ORDERS, &config.group);

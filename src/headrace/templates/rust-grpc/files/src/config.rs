@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::str::FromStr;
 use std::time::Duration;
 
-use crate::headrace::is_name;
+use crate::headrace::{Durability, is_name};
 use crate::topics;
 
 /// Everything that a deployment may choose. `RUST_LOG` and the `OTEL_*` variables are read where they belong.
@@ -17,6 +17,8 @@ pub struct Config {
     pub http_addr: SocketAddr,
     /// `APP_REDIS_URL`: the events server; it may hold a password.
     pub redis_url: String,
+    /// `APP_DURABILITY`: `fsync` refuses a server that may lose events, `relaxed` warns of it.
+    pub durability: Durability,
     /// `APP_GROUP`: workers of the same group share the events; another group gets every event again.
     pub group: String,
     /// `APP_CONCURRENCY`: handlers at work at the same time.
@@ -73,6 +75,12 @@ impl Config {
             grpc_addr: address("APP_GRPC_ADDR", "0.0.0.0:50051")?,
             http_addr: address("APP_HTTP_ADDR", "0.0.0.0:8080")?,
             redis_url: text("APP_REDIS_URL", "redis://127.0.0.1:6379"),
+            durability: parsed(
+                "APP_DURABILITY",
+                text("APP_DURABILITY", "fsync"),
+                "fsync or relaxed",
+                |_| true,
+            )?,
             group: name("APP_GROUP", topics::GROUP)?,
             concurrency: parsed(
                 "APP_CONCURRENCY",
@@ -119,6 +127,7 @@ impl fmt::Debug for Config {
             .field("grpc_addr", &self.grpc_addr)
             .field("http_addr", &self.http_addr)
             .field("redis", &host)
+            .field("durability", &self.durability)
             .field("group", &self.group)
             .field("concurrency", &self.concurrency)
             .field("attempts", &self.attempts)
@@ -148,6 +157,7 @@ mod tests {
     fn what_cannot_be_meant_is_named() {
         let error = with("APP_ATTEMPTS", "0").unwrap_err().to_string();
         assert_eq!(error, "APP_ATTEMPTS: expected 1 to 100, got \"0\"");
+        assert!(with("APP_DURABILITY", "quorum").is_err());
         assert!(with("APP_GROUP", "a b").is_err() && with("APP_LEASE_SECONDS", "NaN").is_err());
     }
 

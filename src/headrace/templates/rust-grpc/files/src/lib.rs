@@ -57,7 +57,7 @@ pub enum Error {
 /// is finished or handed back.
 pub async fn run(config: Config, listener: TcpListener, stop: CancellationToken) -> Result<(), Error> {
     let incoming = TcpIncoming::from(listen(config.grpc_addr).await?).with_nodelay(Some(true));
-    let node = Arc::new(Node::new(&config.redis_url)?);
+    let node = Arc::new(Node::new(&config.redis_url)?.durability(config.durability));
     let known = Arc::new(Topics::new(Arc::clone(&node)));
     let metrics = Arc::new(Metrics::new());
     let mut subscription = Subscription::new(topics::ORDERS, &config.group);

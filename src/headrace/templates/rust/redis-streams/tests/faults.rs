@@ -10,10 +10,12 @@ use std::time::Duration;
 
 use common::{Proxy, Server, Working, publisher, subscription, topic, topics, until};
 use service::headrace::{
-    Context, Event, Failure, Handler, Node, Observer, Publisher, Record, Subscription, Topic, Topics,
+    Context, Durability, Event, Failure, Handler, Node, Observer, Publisher, Record, Subscription, Topic,
+    Topics, Worker,
 };
 use tokio::net::TcpListener;
 use tokio::time::{Instant, sleep, timeout};
+use tokio_util::sync::CancellationToken;
 
 /// Counts each event by its body, with the ack, and takes its time.
 #[derive(Clone)]
@@ -205,6 +207,46 @@ async fn callers_that_wait_for_a_connection_fail_together() {
         assert!(call.await.unwrap().is_err());
     }
     assert!(began.elapsed() < Duration::from_secs(9), "{:?}", began.elapsed()); // one attempt takes 5 s
+}
+
+#[tokio::test]
+async fn a_server_that_may_lose_events_is_refused_unless_that_is_accepted() {
+    let server = Server::start().await;
+    if !server.is_own() {
+        return eprintln!("NOT RUN: needs a server of its own");
+    }
+    let settings = [
+        ("appendonly no", "appendonly yes"),
+        ("appendfsync everysec", "appendfsync always"),
+        ("no-appendfsync-on-rewrite yes", "no-appendfsync-on-rewrite no"),
+        ("maxmemory-policy allkeys-lru maxmemory 1gb", "maxmemory-policy noeviction"),
+    ];
+    for (wrong, right) in settings {
+        server.ask::<String>(&format!("CONFIG SET {wrong}")).await;
+        for ordered in [false, true] {
+            let topic = topic();
+            let own = || Subscription { ordered, ..subscription(&topic) };
+            let slow = Slow::new(&topic, Duration::ZERO);
+            let refused = Working::start(&server.url, own(), slow.clone()).ended().await.unwrap_err();
+            assert_eq!(refused.code(), Some("DURABILITY"));
+            assert!(refused.to_string().contains(&format!("CONFIG SET {right}")), "{refused}");
+            assert!(publisher(&server.url).publish_all(&topic, numbered(0, 1)).await.is_err());
+            assert_eq!(server.ask::<usize>(&format!("EXISTS {}", topic.name)).await, 0);
+
+            let node = || Arc::new(Node::new(&server.url).unwrap().durability(Durability::Relaxed));
+            let worker = Worker::new(Arc::new(Topics::new(node())), own(), slow.clone(), Arc::new(()));
+            let stop = CancellationToken::new();
+            let working = tokio::spawn(worker.unwrap().run(stop.clone()));
+            let known = Arc::new(Topics::new(node()));
+            let publisher = Publisher::new(known, Duration::from_secs(30), Arc::new(()));
+            publisher.publish_all(&topic, numbered(0, 1)).await.unwrap();
+            until("it is handled", async || server.ask::<usize>(&format!("HLEN {}", slow.seen)).await == 1)
+                .await;
+            stop.cancel();
+            working.await.unwrap().unwrap();
+        }
+        server.ask::<String>(&format!("CONFIG SET {right}")).await;
+    }
 }
 
 /// What the wire reference says under "Access rights".

@@ -12,7 +12,8 @@
 //! * **In order**, if the subscription says so. A partition is one worker's at a time; it handles the events of a key one after the
 //!   other, and what follows one that failed is set aside behind it.
 //!
-//! They hold on a server that keeps what it has acknowledged: `appendonly yes` and `appendfsync always`.
+//! They hold on a server that keeps what it has acknowledged: `appendonly yes` and `appendfsync always`. Another one is refused,
+//! unless [`Durability::Relaxed`] accepts it.
 
 mod backoff;
 mod books;
@@ -53,6 +54,7 @@ mod topics;
 mod trace;
 mod worker;
 
+pub use durability::Durability;
 pub use error::Error;
 pub use event::Event;
 pub use handler::{Context, Failure, Handler, Retry};

@@ -1,6 +1,6 @@
 //! The server as a thing that can be called: connects, connects again, loads the scripts.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -8,6 +8,7 @@ use redis::aio::MultiplexedConnection;
 use redis::io::tcp::TcpSettings;
 use redis::{AsyncConnectionConfig, Client, Cmd, FromRedisValue, IntoConnectionInfo, RedisError, Value, cmd};
 
+use super::durability::{self, Durability};
 use super::error::Error;
 use super::limits;
 use super::scripts::{self, Script};
@@ -47,10 +48,14 @@ pub struct Node {
     /// Attempts to open it that failed.
     failures: AtomicU64,
     lives: AtomicU64,
+    durability: Durability,
+    /// The server has passed the gate.
+    passed: AtomicBool,
 }
 
 impl Node {
-    /// Connects on first use. Fails if the URL can never work.
+    /// Connects on first use; then every call is refused as long as the server may lose what it has acknowledged. Fails if the URL
+    /// can never work.
     pub fn new(url: &str) -> Result<Self, Error> {
         // Small writes must not wait for earlier ones to be acknowledged.
         let info = url.into_connection_info()?.set_tcp_settings(TcpSettings::default().set_nodelay(true));
@@ -60,7 +65,16 @@ impl Node {
             opening: tokio::sync::Mutex::new(None),
             failures: AtomicU64::new(0),
             lives: AtomicU64::new(0),
+            durability: Durability::default(),
+            passed: AtomicBool::new(false),
         })
+    }
+
+    /// With this level of durability.
+    #[must_use]
+    pub const fn durability(mut self, durability: Durability) -> Self {
+        self.durability = durability;
+        self
     }
 
     /// A further connection, given up after so long a silence. The client library's default of 500 ms is shorter than
@@ -103,6 +117,10 @@ impl Node {
 
     async fn open_with_scripts(&self) -> Result<Wire, Error> {
         let mut wire = self.open(limits::REQUEST).await?;
+        if !self.passed.load(Ordering::Acquire) {
+            durability::enforce(&mut wire, self.durability).await?;
+            self.passed.store(true, Ordering::Release);
+        }
         for script in scripts::ALL {
             load(&mut wire, script).await?;
         }

@@ -23,7 +23,7 @@ use super::reader::Reader;
 use super::scripts::Script;
 use super::topic::is_name;
 use super::topics::Topics;
-use super::{durability, heartbeat, limits, observer::Observer};
+use super::{heartbeat, limits, observer::Observer};
 
 /// How a worker is, for probes.
 #[derive(Clone, Debug, Default)]
@@ -119,10 +119,8 @@ impl<H: Handler> Worker<H> {
     }
 
     /// It serves its group from now on.
-    pub(super) async fn joined(&self) {
-        if !self.status.joined.swap(true, Ordering::Relaxed) {
-            durability::examine(self.topics.node()).await;
-        }
+    pub(super) fn joined(&self) {
+        self.status.joined.store(true, Ordering::Relaxed);
     }
 
     /// It does no more.
@@ -142,7 +140,7 @@ impl<H: Handler> Worker<H> {
             let again = match self.join_all(stop, places, joined).await {
                 Ok(()) => {
                     backoff.over();
-                    self.joined().await;
+                    self.joined();
                     None
                 }
                 Err(error) if error.may_pass() => Some(error),

@@ -85,7 +85,7 @@ impl<H: Handler> Crew<H> {
             };
             backoff.over();
             how = How::Stay;
-            self.worker.joined().await;
+            self.worker.joined();
             tokio::select! {
                 Some(ended) = self.tenures.join_next() => {
                     let (number, ended) = flat(ended.map(Ok))?;
