@@ -178,8 +178,9 @@ class Stage:
     def python(self, module: str) -> subprocess.Popen[bytes]:
         return self.start([sys.executable, "-m", "headrace", "run", f"{module}:app"], HEADRACE_URL=self.server.url)
 
-    def publish(self, order: str) -> None:
-        words = ["-m", "headrace", "publish", "orders", order, "--type", "OrderPlaced", "--url", self.server.url]
+    def publish(self, order: str, *options: str) -> None:
+        options = options or ("--type", "OrderPlaced")
+        words = ["-m", "headrace", "publish", "orders", order, *options, "--url", self.server.url]
         run([sys.executable, *words], self.folder)
 
     def headrace(self, *words: str) -> Any:
@@ -289,6 +290,33 @@ def test_one_ordered_group_has_workers_in_both_languages(stage: Stage) -> None:
     assert {int(value) for value in stage.server.command("HVALS", "revenue")} == {COUNT // 50}
     (ledger,) = (one for one in stage.headrace("ledger") if one["group"] == "desk")
     assert (ledger["published"], ledger["handled"], ledger["missing"]) == (COUNT, COUNT, 0)
+
+
+@pytest.mark.parametrize("stage", [False, True], indirect=True, ids=["shared", "ordered"])
+def test_no_event_is_passed_over_for_what_it_says_of_its_type(stage: Stage) -> None:
+    """The topic has one type, so that whatever is published to it is of that type, or a dead letter: as in Python."""
+    stage.rust()
+    wait(lambda: bool(stage.server.command("HGET", "headrace:topics", "orders")), 30)
+    for options in (["--key", "ann"], ["--key", "ann", "--type", "Renamed"]):
+        for amount in ("5", "-4", '"x"'):
+            stage.publish(f'{{"order_id": "o-1", "customer": "ann", "amount_cents": {amount}}}', *options)
+
+    def ledger() -> tuple[int, int, int]:
+        (one,) = (one for one in stage.headrace("ledger") if one["topic"] == "orders")
+        return one["handled"], one["dead"], one["missing"]
+
+    wait(lambda: ledger() == (2, 4, 0), 30)
+    assert ledger() == (2, 4, 0)
+    assert stage.server.command("HGET", "revenue", "ann") == b"10"
+
+
+def test_a_server_that_may_lose_events_is_refused_unless_that_is_accepted(stage: Stage) -> None:
+    stage.server.command("CONFIG", "SET", "appendfsync", "everysec")
+    assert stage.rust().wait(30) == 1
+    assert stage.server.command("DBSIZE") == 0
+    stage.rust(APP_DURABILITY="relaxed")
+    wait(lambda: bool(stage.server.command("EXISTS", "{orders}:group:shop")), 30)
+    assert stage.server.command("EXISTS", "{orders}:group:shop") == 1
 
 
 def test_a_service_speaks_tls(tmp_path: Path, tool: Path) -> None:

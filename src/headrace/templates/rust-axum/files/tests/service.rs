@@ -9,6 +9,8 @@ use std::time::Duration;
 use common::{Server, until};
 use serde_json::{Value, json};
 use service::config::Config;
+use service::headrace::{Record, partition_of, stream_of};
+use service::orders::PLACED;
 use service::topics::{ACCEPTED, GROUP, ORDERS};
 use service::{health, run};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -80,4 +82,32 @@ async fn an_order_is_accepted_once_and_the_service_stops_cleanly() {
     assert_eq!((status, why.as_str()), (503, "stopping\n"));
     tokio::time::timeout(Duration::from_secs(10), running).await.unwrap().unwrap().unwrap();
     assert_eq!(server.workers(&ORDERS, GROUP).await, 0);
+}
+
+#[tokio::test]
+async fn what_others_publish_is_handled_or_rests_in_the_dead_letters() {
+    let server = Server::start().await;
+    if !server.is_own() {
+        return eprintln!("NOT RUN: needs a server of its own");
+    }
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let config = Config::from(|name| (name == "APP_REDIS_URL").then(|| server.url.clone())).unwrap();
+    let stop = CancellationToken::new();
+    let running = tokio::spawn(run(config, listener, stop.clone()));
+    let order = |kind, amount| {
+        let body = format!(r#"{{"order_id":"o-1","customer":"ann","amount_cents":{amount}}}"#);
+        Record::new(kind, body).with_key("ann")
+    };
+    // The topic has one type, so that it need not be said.
+    let records =
+        [(PLACED, "1"), ("", "10"), ("Renamed", "100"), ("", "-4"), ("", "\"x\""), ("Renamed", "null")];
+    let records = records.map(|(kind, amount)| order(kind, amount));
+    server.publisher().publish_all(&ORDERS, records.to_vec()).await.unwrap();
+    let handled = async || server.ask::<Option<i64>>("HGET revenue ann").await == Some(111);
+    until("three are handled", handled).await;
+    let number = partition_of(b"ann", ORDERS.partitions);
+    let dead = format!("XLEN {{{}}}:dead:{GROUP}", stream_of(&ORDERS.name, number, ORDERS.partitions));
+    until("three are dead", async || server.ask::<usize>(&dead).await == 3).await;
+    stop.cancel();
+    tokio::time::timeout(Duration::from_secs(20), running).await.unwrap().unwrap().unwrap();
 }

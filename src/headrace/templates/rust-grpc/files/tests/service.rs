@@ -10,6 +10,8 @@ use common::{Server, until};
 use service::api::proto::PlaceOrderRequest;
 use service::api::proto::orders_client::OrdersClient;
 use service::config::Config;
+use service::headrace::{Record, partition_of, stream_of};
+use service::orders::PLACED;
 use service::topics::{ACCEPTED, GROUP, ORDERS};
 use service::{Error, health, run};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -151,6 +153,28 @@ async fn an_order_is_accepted_once_and_the_service_stops_cleanly() {
     assert!(TcpStream::connect(http).await.is_err());
     let late = OrdersClient::new(channel).place_order(PlaceOrderRequest::default()).await.unwrap_err();
     assert_eq!(late.code(), Code::Unavailable);
+}
+
+#[tokio::test]
+async fn what_others_publish_is_handled_or_rests_in_the_dead_letters() {
+    let Some(server) = own_server().await else { return };
+    let service = Service::start(&server, &[]).await;
+    let order = |kind, amount| {
+        let body = format!(r#"{{"order_id":"o-1","customer":"ann","amount_cents":{amount}}}"#);
+        Record::new(kind, body).with_key("ann")
+    };
+    // The topic has one type, so that it need not be said.
+    let records =
+        [(PLACED, "1"), ("", "10"), ("Renamed", "100"), ("", "-4"), ("", "\"x\""), ("Renamed", "null")];
+    let records = records.map(|(kind, amount)| order(kind, amount));
+    server.publisher().publish_all(&ORDERS, records.to_vec()).await.unwrap();
+    let handled = async || server.ask::<Option<i64>>("HGET revenue ann").await == Some(111);
+    until("three are handled", handled).await;
+    let number = partition_of(b"ann", ORDERS.partitions);
+    let dead = format!("XLEN {{{}}}:dead:{GROUP}", stream_of(&ORDERS.name, number, ORDERS.partitions));
+    until("three are dead", async || server.ask::<usize>(&dead).await == 3).await;
+    service.stop.cancel();
+    service.ended().await;
 }
 
 #[tokio::test]

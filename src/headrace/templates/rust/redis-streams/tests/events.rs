@@ -10,7 +10,9 @@ use std::time::Duration;
 
 use common::{Proxy, Server, Working, publisher, subscription, topic, until};
 use redis::cmd;
-use service::headrace::{Context, Due, Event, Failure, Handler, Node, Record, Start, Topic, partition_of};
+use service::headrace::{
+    Context, Due, Event, Failure, Handler, Node, Record, Start, Subscription, Topic, partition_of,
+};
 use tokio::time::sleep;
 
 /// Counts each event in a hash, by its id, with the ack; before that it does what its type says.
@@ -132,6 +134,63 @@ async fn a_failed_event_is_retried_and_then_rests_in_the_dead_letters() {
     ];
     assert_eq!(said, expected);
     working.stop().await;
+}
+
+#[tokio::test]
+async fn an_event_is_decoded_whatever_its_type_and_one_that_is_unknown_rests_in_the_dead_letters() {
+    struct Pick(Topic);
+    impl Handler for Pick {
+        async fn handle(&self, event: &Event, ctx: &mut Context) -> Result<(), Failure> {
+            let kind = if event.header("only").is_some() { "" } else { event.one_of(&["Add", "Other"])? };
+            if kind != "Other" {
+                let number: i64 = event.decode()?;
+                ctx.effect("INCRBY", &format!("sum:{}", self.0.name), [number.to_string()])?;
+            }
+            Ok(())
+        }
+    }
+    for ordered in [false, true] {
+        let (server, topic) = (Server::start().await, topic());
+        let own = Subscription { ordered, ..subscription(&topic) };
+        let working = Working::start(&server.url, own, Pick(topic.clone()));
+        let only = |kind, body| Record::new(kind, body).with_header("only", "1");
+        let records = [
+            only("", "1"),
+            only("Renamed", "10"),
+            only("", "\"x\""),
+            Record::new("Add", "100"),
+            Record::new("Other", "null"),
+            Record::new("Add", "null"),
+            Record::new("", "1000"),
+            Record::new("Renamed", "1000"),
+        ];
+        server.publisher().publish_all(&topic, records.to_vec()).await.unwrap();
+        let bare: String = server.ask(&format!("XADD {} * id bare x-only 1", topic.name)).await;
+        assert!(!bare.is_empty());
+        let letters = format!("{{{}}}:dead:g", topic.name);
+        until("five are dead", async || server.ask::<usize>(&format!("XLEN {letters}")).await == 5).await;
+        let record = format!("HGET {{{}}}:group:g handled", topic.name);
+        until("four are handled", async || server.ask::<Option<usize>>(&record).await == Some(4)).await;
+        assert_eq!(server.ask::<i64>(&format!("GET sum:{}", topic.name)).await, 111, "ordered: {ordered}");
+        let mut reasons: Vec<String> = entries(&server, &letters)
+            .await
+            .iter()
+            .map(|entry| {
+                assert_eq!(field(entry, "attempt"), "1");
+                field(entry, "reason").to_owned()
+            })
+            .collect();
+        reasons.sort();
+        let expected = [
+            "Reject: invalid type: null, expected i64 at line 1 column 4",
+            "Reject: invalid type: string \"x\", expected i64 at line 1 column 3",
+            "Reject: the entry has no `data` field",
+            "Reject: unknown event type \"\"; this topic has Add, Other",
+            "Reject: unknown event type \"Renamed\"; this topic has Add, Other",
+        ];
+        assert_eq!(reasons, expected);
+        working.stop().await;
+    }
 }
 
 #[tokio::test]
@@ -332,12 +391,15 @@ async fn a_full_topic_holds_publishers_back_until_there_is_room() {
     let server = Server::start().await;
     let topic = Topic { cap_events: 100, retain_events: 0, ..topic() };
     let publisher = server.publisher();
+    let count = Count::new(&topic);
+    let absent = Working::start(&server.url, subscription(&topic), count.clone());
+    until("there is a group", async || server.workers(&topic, "g").await == 1).await;
+    absent.stop().await;
     publisher.publish_all(&topic, numbered(100)).await.unwrap();
     let (later, more) = (publisher.clone(), topic.clone());
     let waiting = tokio::spawn(async move { later.publish_all(&more, numbered(100)).await });
     sleep(Duration::from_millis(300)).await;
     assert!(!waiting.is_finished());
-    let count = Count::new(&topic);
     let working = Working::start(&server.url, subscription(&topic), count.clone());
     waiting.await.unwrap().unwrap();
     server.settled(&topic, 200, 0).await;

@@ -4,6 +4,8 @@ use std::borrow::Cow;
 
 use serde::de::DeserializeOwned;
 
+use super::handler::Failure;
+
 /// Attributes with a meaning of their own; all others are headers.
 const OWN: [&[u8]; 9] =
     [b"id", b"type", b"data", b"key", b"attempt", b"origin", b"reason", b"due", b"replay"];
@@ -51,7 +53,7 @@ impl Event {
         self.get(b"origin").unwrap_or(self.token.as_bytes())
     }
 
-    /// The name of the event's type; empty if the topic has only one.
+    /// The name of the event's type as its publisher said it, or empty: to tell types apart use [`Self::one_of`].
     pub fn kind(&self) -> Cow<'_, str> {
         String::from_utf8_lossy(self.get(b"type").unwrap_or_default())
     }
@@ -84,7 +86,24 @@ impl Event {
         self.get(b"data").unwrap_or_default()
     }
 
-    /// The body as JSON of this type.
+    /// The event, from JSON. A topic of one type needs no more: its events may say any type, or none. [`Failure::Reject`] if the body
+    /// does not fit: it will not fit later.
+    pub fn decode<T: DeserializeOwned>(&self) -> Result<T, Failure> {
+        let body =
+            self.get(b"data").ok_or_else(|| Failure::Reject("the entry has no `data` field".to_owned()))?;
+        serde_json::from_slice(body).map_err(|error| Failure::Reject(error.to_string()))
+    }
+
+    /// Which of the topic's several types the event has; then [`Self::decode`] it. [`Failure::Reject`] if it has none or another:
+    /// name all types of the topic, and return `Ok(())` for those that this group does not care for.
+    pub fn one_of<'a>(&self, types: &[&'a str]) -> Result<&'a str, Failure> {
+        let kind = self.kind();
+        types.iter().copied().find(|known| *known == kind).ok_or_else(|| {
+            Failure::Reject(format!("unknown event type {kind:?}; this topic has {}", types.join(", ")))
+        })
+    }
+
+    /// The body as JSON of this type, for those who judge the error themselves: `?` makes a retry of it.
     pub fn json<T: DeserializeOwned>(&self) -> Result<T, serde_json::Error> {
         serde_json::from_slice(self.data())
     }
