@@ -186,7 +186,7 @@ async def until(predicate: Callable[[], bool], what: str) -> None:
     async def holds() -> bool:
         return predicate()
 
-    await wait_until_async(holds, what)
+    await wait_until_async(holds, what, 60.0)
 
 
 def orders(count: int, cents: int = 5) -> list[Order]:
