@@ -89,3 +89,42 @@ def test_all_dead_letters_are_shown_with_their_partition(spread: list[int]) -> N
     unknown = say("dead", "drop", "orders", "nosuch", "--all", "--yes")
     assert unknown.code == 4
     assert unknown.err.startswith("headrace: no group 'nosuch' on topic 'orders.0'; groups: billing ")
+
+
+def test_dead_letters_of_all_partitions_are_listed_by_time(spread: list[int]) -> None:
+    """With what a later command takes: the partition, and the token, which is one only there."""
+    rows = json.loads(say("dead", "list", "orders", "billing", "--json").out)
+    assert sorted(row["data"] for row in rows) == list(range(30))
+    times = [tuple(map(int, row["token"].split("-"))) for row in rows]
+    assert times == sorted(times)
+    assert [sum(row["partition"] == f"orders.{n}" for row in rows) for n in range(3)] == spread
+    assert json.loads(say("dead", "list", "orders", "billing", "--json", "--count", "7").out) == rows[:7]
+    shown = say("dead", "list", "orders", "billing", "--count", "2")
+    head, first, _ = shown.out.splitlines()
+    assert head.split() == ["partition", "token", "time", "id", "type", "attempt", "reason", "data"]
+    partition, token = first.split()[:2]
+    assert (partition, token) == (rows[0]["partition"], rows[0]["token"])
+    assert shown.err.endswith(f"named with it: `headrace dead show {partition} billing {token}`\n")
+    assert say("dead", "show", partition, "billing", token).code == 0
+    one = json.loads(say("dead", "list", "orders.1", "billing", "--json").out)
+    assert ("partition" in one[0], len(one)) == (False, spread[1])
+    unknown = say("dead", "list", "orders", "nosuch")
+    assert (unknown.code, unknown.err[:48]) == (4, "headrace: no group 'nosuch' on topic 'orders.0';")
+
+
+def test_what_is_held_in_all_partitions(spread: list[int], cli_server: Server) -> None:
+    """Oldest first, with the partition."""
+    assert say("pending", "orders", "billing").err == "group billing of orders has nothing in hand\n"
+    if json.loads(say("groups", "orders", "--json").out)[0]["ordered"]:
+        return  # there nothing is held in Redis's sense
+    assert say("groups", "orders", "--reset", "billing", "--to", "earliest", "--yes").code == 0
+    for n in range(3):
+        cli_server.command("XREADGROUP", "GROUP", "billing", "w1/0", "COUNT", 2, "STREAMS", f"orders.{n}", ">")
+    rows = json.loads(say("pending", "orders", "billing", "--json").out)
+    assert sorted(row["partition"] for row in rows) == [f"orders.{n}" for n in (0, 0, 1, 1, 2, 2)]
+    times = [tuple(map(int, row["token"].split("-"))) for row in rows]
+    assert times == sorted(times)
+    shown = say("pending", "orders", "billing", "--count", "1").out.splitlines()
+    assert [shown[0].split()[0], *shown[1].split()[:2]] == ["partition", rows[0]["partition"], rows[0]["token"]]
+    assert len(shown) == 2
+    del spread

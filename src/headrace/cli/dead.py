@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator, Sequence
 
 from headrace import limits
 from headrace.backends.contract import Inspector, Letter
-from headrace.backends.partition import streams
 from headrace.cli import letters, moments, output
 from headrace.cli.command import Command, add_group, add_server, add_topic, confirm, count
 from headrace.cli.exits import OK
@@ -54,12 +53,25 @@ def _dead(args: argparse.Namespace) -> int:
 
 
 async def _list(inspector: Inspector, args: argparse.Namespace) -> int:
-    found = await inspector.dead(args.topic, args.group, "-", args.count)
+    where = await letters.places(inspector, args.topic, args.group)
+    step = max(min(args.count, limits.batch_records_max) // len(where), 1)
+    sources = [_letters(inspector, place, args.group, step) for place in where]
+    found: list[tuple[str, Letter]] = []  # each with its partition, if the command does not name that
+    async for n, letter in letters.merged(sources):
+        found.append((where[n] if where[n] != args.topic else "", letter))
+        if len(found) == args.count:
+            break
     if args.json:
-        output.json([letters.machine(letter) for letter in found])
+        output.json([letters.machine(letter, partition) for partition, letter in found])
     elif found:
+        whole = where == [args.topic]
         columns = ("token", "time", "id", "type", "attempt", "reason", "data")
-        output.table(columns, (_row(letter) for letter in found))
+        rows = ((*([] if whole else [partition]), *_row(letter)) for partition, letter in found)
+        output.table(columns if whole else ("partition", *columns), rows)
+        if not whole:
+            partition, letter = found[0]
+            example = f"`headrace dead show {partition} {args.group} {letter.token}`"
+            output.note(f"a token is one of its partition, which is named with it: {example}")
     else:
         output.note(f"group {args.group} of {args.topic} has no dead letters")
     return OK
@@ -86,21 +98,15 @@ async def _show(inspector: Inspector, args: argparse.Namespace) -> int:
     return OK
 
 
-async def _places(inspector: Inspector, args: argparse.Namespace) -> list[tuple[str, int]]:
-    """Where --all looks: the topic, or each of its partitions, with how many letters there are now. Raises Refused."""
-    counts = {t.topic: t.partitions for t in await inspector.topics()}
-    places = streams(args.topic, counts.get(args.topic, 1))
-    found = [(p, g.dead) for p in places for g in await inspector.groups(p) if g.group == args.group]
-    return found or [(p, 0) for p in places]  # the group is unknown, which the first look at its letters says
-
-
-def _letters(inspector: Inspector, place: str, group: str) -> AsyncIterator[Sequence[Letter]]:
-    return letters.pages(lambda after, n: inspector.dead(place, group, after, n), "-")
+def _letters(
+    inspector: Inspector, place: str, group: str, step: int = limits.batch_records_max
+) -> AsyncIterator[Sequence[Letter]]:
+    return letters.pages(lambda after, n: inspector.dead(place, group, after, n), "-", step)
 
 
 async def _chosen(inspector: Inspector, args: argparse.Namespace) -> AsyncIterator[tuple[str, Sequence[Letter]]]:
     """The letters of the given tokens, or all of them, and where they are. Raises Refused when there is none of a given token."""
-    for place, _ in await _places(inspector, args) if args.all else ():
+    for place in await letters.places(inspector, args.topic, args.group) if args.all else ():
         async for page in _letters(inspector, place, args.group):
             yield place, page
     for token in args.tokens:
@@ -141,7 +147,10 @@ async def _batches(inspector: Inspector, args: argparse.Namespace) -> AsyncItera
         for start in range(0, len(args.tokens), step):
             yield args.topic, args.tokens[start : start + step]
         return
-    for place, left in await _places(inspector, args):
+    where = await letters.places(inspector, args.topic, args.group)
+    # How many there are is counted before the first is moved.
+    there = [sum(g.dead for g in await inspector.groups(place) if g.group == args.group) for place in where]
+    for place, left in zip(where, there, strict=True):
         async for page in _letters(inspector, place, args.group):
             if left <= 0:
                 break

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 
 from msgspec import structs
 
-from headrace.backends.contract import GroupInfo, Inspector, Lease
-from headrace.cli import moments, output
+from headrace.backends.contract import GroupInfo, Held, Inspector, Lease
+from headrace.cli import letters, moments, output
 from headrace.cli.command import Command, add_group, add_server, add_topic, confirm, count, group_name
 from headrace.cli.exits import OK
 from headrace.cli.server import inspect
@@ -176,28 +176,26 @@ def _pending_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _pending(args: argparse.Namespace) -> int:
     async def work(inspector: Inspector) -> int:
-        held = await inspector.pending(args.topic, args.group, args.count)
+        where = await letters.places(inspector, args.topic, args.group)
+        held = [(place, h) for place in where for h in await inspector.pending(place, args.group, args.count)]
+        held = sorted(held, key=lambda each: moments.place(each[1].token))[: args.count]
+        whole = where == [args.topic]
         if args.json:
-            output.json(held)
+            output.json([h if whole else {"partition": place, **structs.asdict(h)} for place, h in held])
         elif held:
-            output.table(
-                ("token", "time", "worker", "idle", "deliveries"),
-                (
-                    (
-                        h.token,
-                        moments.said(moments.token_ms(h.token)),
-                        h.worker,
-                        output.duration(h.idle_s),
-                        h.deliveries,
-                    )
-                    for h in held
-                ),
-            )
+            columns = ("token", "time", "worker", "idle", "deliveries")
+            rows = ((*([] if whole else [place]), *_held(h)) for place, h in held)
+            output.table(columns if whole else ("partition", *columns), rows)
         else:
             output.note(f"group {args.group} of {args.topic} has nothing in hand")
         return OK
 
     return inspect(args, work)
+
+
+def _held(held: Held) -> tuple[output.Cell, ...]:
+    time = moments.said(moments.token_ms(held.token))
+    return held.token, time, held.worker, output.duration(held.idle_s), held.deliveries
 
 
 COMMANDS = {
