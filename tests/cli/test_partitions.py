@@ -9,7 +9,7 @@ import pytest
 
 from headrace import backends, settings
 from headrace.backends.contract import Record, Route, Settlement, Subscription, Verdict
-from tests.cli.shell import say
+from tests.cli.shell import line_of, running, say
 from tests.servers import Server
 
 
@@ -128,3 +128,46 @@ def test_what_is_held_in_all_partitions(spread: list[int], cli_server: Server) -
     assert [shown[0].split()[0], *shown[1].split()[:2]] == ["partition", rows[0]["partition"], rows[0]["token"]]
     assert len(shown) == 2
     del spread
+
+
+def _datas(*words: str) -> list[int]:
+    result = say("tail", *words, "--json")
+    assert (result.code, result.err) == (0, "")
+    rows = [json.loads(line) for line in result.out.splitlines()]
+    assert all(row["partition"].startswith("orders.") for row in rows)
+    return [row["data"] for row in rows]
+
+
+def test_tail_of_all_partitions_is_by_time(cli_server: Server) -> None:
+    """The last ones, from a moment on, up to a count; more than a page of one of them."""
+    for n in range(100):
+        cli_server.command("XADD", f"orders.{n % 7 % 3}", f"{1_000 + n}-0", "data", str(n))
+    cli_server.command("HSET", "headrace:topics", "orders", 3)
+    for n in range(100, 1_500):
+        cli_server.command("XADD", "orders.0" if n < 1_400 else f"orders.{n % 3}", f"{1_000 + n}-0", "data", str(n))
+    assert _datas("orders") == list(range(1_490, 1_500))
+    assert _datas("orders", "--count", "1450") == list(range(50, 1_500))
+    assert _datas("orders", "--from", "-") == list(range(1_500))
+    assert _datas("orders", "--from", "1970-01-01T00:00:01.090Z", "--count", "20") == list(range(90, 110))
+    assert say("tail", "orders", "--count", "3").out.count("\n") == 3
+
+
+def test_tail_of_dead_letters_of_all_partitions(spread: list[int]) -> None:
+    listed = json.loads(say("dead", "list", "orders", "billing", "--json").out)
+    dead = ("orders", "--dead", "--group", "billing")
+    assert _datas(*dead, "--from", "-") == [row["data"] for row in listed]
+    assert _datas(*dead, "--count", "4") == [row["data"] for row in listed[-4:]]
+    del spread
+
+
+def test_tail_follows_all_partitions(cli_server: Server) -> None:
+    """What is shown at first is not shown again, nor what is older in another partition."""
+    cli_server.command("HSET", "headrace:topics", "orders", 3)
+    for n in range(3):
+        cli_server.command("XADD", f"orders.{n}", "*", "data", str(n))
+    words = ("tail", "orders", "--count", "1", "--follow", "--json")
+    with running(*words, env={"HEADRACE_URL": cli_server.url}) as process:
+        assert json.loads(line_of(process))["data"] == 2
+        for n in range(3, 9):
+            cli_server.command("XADD", f"orders.{n % 3}", "*", "data", str(n))
+            assert json.loads(line_of(process))["data"] == n
