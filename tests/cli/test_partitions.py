@@ -1,14 +1,18 @@
-"""Commands about a topic of several partitions: what is about one of them takes its name, and --all means all of them."""
+"""Commands about a topic of several partitions: they are about all of them, or about the one that is named."""
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
+from typing import Any
 
 import pytest
 
 from headrace import backends, settings
 from headrace.backends.contract import Record, Route, Settlement, Subscription, Verdict
+from headrace.backends.redis.client import Client
+from headrace.cli.exits import NO_SERVER
 from tests.cli.shell import line_of, running, say
 from tests.servers import Server
 
@@ -171,3 +175,45 @@ def test_tail_follows_all_partitions(cli_server: Server) -> None:
         for n in range(3, 9):
             cli_server.command("XADD", f"orders.{n % 3}", "*", "data", str(n))
             assert json.loads(line_of(process))["data"] == n
+
+
+def test_a_range_of_all_partitions_is_replayed(spread: list[int], cli_server: Server) -> None:
+    """By times; a stream id is one of a partition."""
+    replayed = say("replay", "orders", "billing", "--from", "-1h", "--to", "now")
+    assert (replayed.code, replayed.err) == (0, "")
+    assert replayed.out.startswith("replayed 30 events of orders to group billing in ")
+    assert [cli_server.command("XLEN", f"{{orders.{n}}}:retry:billing") for n in range(3)] == spread
+    assert say("ledger").code == 0
+    for bounds in (("1-0", "now"), ("-1h", "9999999999999-0")):
+        refused = say("replay", "orders", "billing", "--from", bounds[0], "--to", bounds[1])
+        assert refused.code == 2
+        assert "is the id of an event of one partition: name that, orders.0 to orders.2, or give times" in refused.err
+    one = say("replay", "orders.1", "billing", "--from", "1-0", "--to", "now", "--json")
+    assert json.loads(one.out)["replayed"] == spread[1]
+
+
+def test_a_replay_of_partitions_that_is_cut_off_says_what_is_left(
+    spread: list[int], cli_server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Commands that copy the rest, no more and no less, though time goes on."""
+    call, moves = Client.call, itertools.count()
+
+    async def cut(self: Client, name: str, keys: tuple[bytes, ...], *words: bytes | str | float) -> Any:
+        if name == "move" and next(moves) == 1:
+            cli_server.kill()
+        return await call(self, name, keys, *words)
+
+    monkeypatch.setattr(Client, "call", cut)
+    result = say("replay", "orders", "billing", "--from", "-1h", "--to", "now")
+    monkeypatch.undo()
+    cli_server.start()
+    assert result.code == NO_SERVER
+    done, one, two, *_ = result.err.splitlines()
+    assert done.startswith(f"replayed {spread[0]} events before it ended; to go on (of the next 100, ")
+    assert [line.split()[:4] for line in (one, two)] == [
+        ["headrace", "replay", f"orders.{n}", "billing"] for n in (1, 2)
+    ]
+    cli_server.command("XADD", "orders.2", "9999999999999-0", "data", "{}")  # later than `now` was
+    for line in (one, two):
+        assert say(*line.split()[1:], "--url", cli_server.url).code == 0
+    assert [cli_server.command("XLEN", f"{{orders.{n}}}:retry:billing") for n in range(3)] == spread

@@ -53,14 +53,19 @@ def due(text: str) -> datetime:
         raise ConfigurationError(f"time: expected the year 9999 or earlier, got {text!r:.100}") from None
 
 
+def is_id(text: str) -> bool:
+    """Whether it is a stream id, which is a place in one stream, and not a time."""
+    return _ID.fullmatch(text) is not None
+
+
 def first(text: str) -> str:
     """The first stream id that a range beginning there may hold. Raises ConfigurationError."""
-    return text if _ID.fullmatch(text) else f"{max(instant_ms(text), 0)}-0"
+    return text if is_id(text) else f"{max(instant_ms(text), 0)}-0"
 
 
 def last(text: str) -> str:
     """The last stream id that a range ending there may hold. Raises ConfigurationError."""
-    return text if _ID.fullmatch(text) else f"{max(instant_ms(text), 0)}-{_SEQUENCE_MAX}"
+    return text if is_id(text) else f"{max(instant_ms(text), 0)}-{_SEQUENCE_MAX}"
 
 
 def before(token: str) -> str:
