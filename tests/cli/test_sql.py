@@ -69,8 +69,26 @@ def test_bad_input() -> None:
     for words, code, says in (
         (("sql", "init", "nonsense"), 2, "expected a URL like postgresql://user@host/name"),
         (("sql", "init", "postgresql://nobody@127.0.0.1:1/none"), 3, "127.0.0.1"),
-        (("sql", "init", "oracle://x@y/z"), 2, "the driver of oracle is not installed"),
+        (("sql", "init", "postgresql+nosuch://x@y/z"), 2, "the driver of postgresql+nosuch is not installed"),
+        (("sql", "init", "mysql://x@y/z"), 2, "mysql is not supported: inbox and outbox are for PostgreSQL and SQLite"),
         (("sql",), 2, "init|show"),
     ):
         said = say(*words)
         assert (said.code, says in said.err) == (code, True), said
+
+
+def test_a_database_that_is_not_there(postgres: Postgres) -> None:
+    """What to do about it is not what one does about a Redis server."""
+    server = postgres.address.rpartition("/")[0]
+    for url, says in (
+        (f"postgresql://{server}/nosuch", 'database "nosuch" does not exist'),
+        (f"postgresql+asyncpg://{server}/nosuch", 'database "nosuch" does not exist'),
+        ("postgresql://me:secret@127.0.0.1:1/shop", "Connection refused"),
+        ("sqlite:////nosuch/shop.db", "unable to open database file"),
+    ):
+        said = say("sql", "init", url)
+        first, hint = said.err.splitlines()
+        assert (said.code, said.out, first.endswith(says), "secret" in first) == (3, "", True, False), said
+        assert hint == (
+            "hint: correct the URL, start its server, or make the database first: tables are all that is made here"
+        )

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-from typing import Any
+from typing import Any, Final
 
 from headrace.cli import output
 from headrace.cli.command import Command, require
-from headrace.cli.exits import OK
-from headrace.errors import ConfigurationError, NotConnected
+from headrace.cli.exits import NO_SERVER, OK
+from headrace.errors import ConfigurationError
+
+_SUPPORTED: Final = ("postgres", "postgresql", "sqlite")
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
@@ -66,12 +68,18 @@ def _show(args: argparse.Namespace) -> int:
 def _init(args: argparse.Namespace) -> int:
     from sqlalchemy import exc, make_url
 
+    from headrace.once.verdict import first_line
+
     try:
         url = make_url(args.database)
     except exc.ArgumentError:
         raise ConfigurationError(
             f"expected a URL like postgresql://user@host/name or sqlite:///file, got {args.database!r}"
         ) from None
+    if url.get_backend_name() not in _SUPPORTED:
+        raise ConfigurationError(
+            f"{url.get_backend_name()} is not supported: inbox and outbox are for PostgreSQL and SQLite"
+        )
     if url.drivername in {"postgres", "postgresql"}:
         url = url.set(drivername="postgresql+psycopg")
     try:
@@ -79,7 +87,11 @@ def _init(args: argparse.Namespace) -> int:
     except (ImportError, exc.NoSuchModuleError) as e:
         raise ConfigurationError(f"the driver of {url.drivername} is not installed: {e}") from None
     except (exc.DBAPIError, OSError) as e:
-        raise NotConnected(f"{url.render_as_string()}: {getattr(e, 'orig', None) or e}") from None
+        output.note(f"headrace: {url.render_as_string()}: {first_line(e)}")
+        output.note(
+            "hint: correct the URL, start its server, or make the database first: tables are all that is made here"
+        )
+        return NO_SERVER
     output.line(f"{args.inbox}, {args.outbox} and {args.outbox}_relay are there")
     return OK
 
