@@ -19,10 +19,16 @@ def text_of(thing: object, write: Callable[[object], str] = str) -> str:
         return f"(no text: its class raised {type(e).__name__})"
 
 
-def described(error: BaseException) -> str:
-    """`Name: message`, as it stands in the log and in a dead letter; of an ExceptionGroup, what it holds first. Never raises."""
+def described(error: BaseException, *, whole: bool = True) -> str:
+    """`Name: message`, as it stands in a dead letter; of an ExceptionGroup, what it holds first. Never raises.
+
+    Not `whole`: of the message its first line that is not blank, for the log.
+    """
     first, *more = leaves(error)
-    return f"{type(first).__name__}: {text_of(first)}{f' (and {len(more)} more)' if more else ''}"
+    text = text_of(first)
+    if not whole:
+        text = next((line for line in text.splitlines() if line.strip()), "")
+    return f"{type(first).__name__}: {text}{f' (and {len(more)} more)' if more else ''}"
 
 
 class Observer(Protocol):
@@ -58,7 +64,7 @@ class LogObserver:
     ) -> None:
         """One line with what happens next; the traceback at level DEBUG."""
         then = "dead-lettered" if again_in_s is None else f"again in {again_in_s:.1f} s"
-        what = described(error)[:500]
+        what = described(error, whole=False)[:500]
         log.warning(
             "topic %s, group %s: event %s failed (attempt %d): %s; %s", topic, group, event_id, attempt, what, then
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 from pathlib import Path
 
@@ -81,6 +82,17 @@ def test_run_handles_and_stops(shop: Path, cli_server: Server, workers: str) -> 
         assert b"serving group billing of topic orders" in process.stderr.read()
     [group] = json.loads(say("ledger", "--json").out)
     assert (group["handled"], group["missing"]) == (10, 0)
+
+
+def test_a_failure_is_one_line_of_the_log(shop: Path, cli_server: Server) -> None:
+    """So that it can be searched by what operations.md says, also if its text is many lines long, as SQLAlchemy's is."""
+    long = SHOP.replace("ctx.redis.incrby", 'raise ValueError("\\nno such table\\n[SQL: ...]\\n(Background: ...)") #')
+    (shop / "long.py").write_text(long)
+    with running("run", "long:app", "--url", cli_server.url, cwd=shop) as process:
+        assert say("publish", "orders", "{}").code == 0
+        assert process.stderr is not None
+        line = next(line for line in process.stderr if b" failed (attempt 1): " in line).decode()
+    assert re.search(r"failed \(attempt 1\): ValueError: no such table; again in \d+\.\d s\n$", line)
 
 
 def test_run_replaces_a_killed_worker(shop: Path, cli_server: Server) -> None:
