@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from tests.cli.shell import environment, say
@@ -43,6 +44,11 @@ if __name__ == "__main__":
 """
 
 
+def _until(lines: Iterable[str], word: str) -> str:
+    """The first line with this word."""
+    return next(line for line in lines if word in line)
+
+
 def test_it_sends_until_it_is_stopped_and_survives_its_database(tmp_path: Path) -> None:
     require("valkey")
     with Postgres() as postgres, Server("valkey") as server:
@@ -55,6 +61,8 @@ def test_it_sends_until_it_is_stopped_and_survives_its_database(tmp_path: Path) 
             assert relay.stderr is not None
             assert "connecting: " in relay.stderr.readline()
             server.start()
+            outbox = f"headrace_outbox in postgresql+asyncpg://{postgres.address}"
+            assert f" INFO headrace: relaying the outbox {outbox}; topics: orders\n" in _until(relay.stderr, "relaying")
             for n in range(3):
                 subprocess.run(
                     [sys.executable, "shop.py", str(100 * n), "100"], cwd=tmp_path, env=environment(), check=True

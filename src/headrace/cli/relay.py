@@ -26,7 +26,10 @@ def _execute(args: argparse.Namespace) -> int:
     app = load_app(args.target)
     if app.outbox is None:
         raise ConfigurationError(f"{args.target} has no outbox: Headrace(outbox=Outbox(engine))")
+    # As `headrace run` does: only where the app has not set up logging of its own.
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    if logging.getLogger("headrace").level == logging.NOTSET:
+        logging.getLogger("headrace").setLevel(logging.INFO)
     asyncio.run(_relay(app))
     return OK
 

@@ -71,6 +71,9 @@ class Relay:
 
     async def run(self) -> None:
         """Sends until it is cancelled. Waits for a database or a server that is away. Raises Refused for rows in doubt and unknown topics."""
+        database = self._outbox.engine.url.set(query={}).render_as_string()  # a query, too, may hold secrets
+        topics = ", ".join(self._routes) or "none"
+        log.info("relaying the outbox %s in %s; topics: %s", self._table.fullname, database, topics)
         backoff = Backoff("the relay of the outbox")
         try:
             while True:
