@@ -80,6 +80,7 @@ def test_publish_from_stdin_and_raw(cli_server: Server) -> None:
         (("{}", "--delay=-1"), "delay_s: expected 0 to"),
         (("{}", "--delay", "nan"), "delay_s: expected 0 to"),
         (("{}", "--at", "2026-11-23T10:00:00"), "time: '2026-11-23T10:00:00' does not say its offset"),
+        (("{}", "--at", "tomorrow"), "+01:00), or in so many seconds by --delay, got 'tomorrow'\n"),
         (("{}", "--at", "9999-01-01T00:00:00Z"), "at: expected at most a year ahead"),
         (("{}", "--at", "9999-12-31T23:59:59-14:00"), "time: expected the year 9999 or earlier"),
         (("{}", "--at", "-800000d"), "time: expected 1970 or later, got '-800000d'"),

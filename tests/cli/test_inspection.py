@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.cli.shell import say
+from headrace.cli import output
+from tests.cli.shell import run, say
 from tests.servers import Server
 
 COUNTS = {
@@ -101,14 +103,28 @@ def test_json_has_the_fields_of_the_contract(orders: Server) -> None:
     assert held.keys() == {"token", "worker", "idle_s", "deliveries"}
 
 
-def test_nothing_there(cli_server: Server) -> None:
-    """Empty answers are empty on stdout, with a remark beside it."""
-    del cli_server
+def test_nothing_there(cli_server: Server, tmp_path: Path) -> None:
+    """Empty answers are empty on stdout, with a remark beside it, which names the server: another one may have been meant."""
+    env = {"HEADRACE_HOME": str(tmp_path / "home")}
     for command in ("topics", "groups", "ledger"):
         assert _objects(command) == []
         result = say(command)
         assert (result.code, result.out) == (0, "")
+        what = "topics" if command == "topics" else "groups"
+        assert result.err.startswith(f"no {what} yet on {cli_server.url}: ")
         assert result.err.count("\n") == 1
+        result = run(command, env=env)
+        assert result.err.startswith(f"no {what} yet on the embedded server in {tmp_path / 'home'}: ")
+
+
+def test_the_server_is_named_without_its_password(capsys: pytest.CaptureFixture[str]) -> None:
+    output.no("groups", "redis://me:hunter2@here:6379/0", "wait")
+    assert capsys.readouterr().err == "no groups yet on redis://***@here:6379/0: wait\n"
+
+
+def test_one_partition(orders: Server) -> None:
+    del orders
+    assert say("partitions", "orders", "1").out == "topic orders has 1 partition\n"
 
 
 def test_ledger_that_does_not_balance(orders: Server) -> None:

@@ -44,7 +44,7 @@ def _print(args: argparse.Namespace, groups: Sequence[GroupInfo]) -> None:
         output.json([output.fields(g, "missing") for g in groups])
         return
     if not groups:
-        output.note("no groups yet: the ledger begins with the first subscription")
+        output.no("groups", args.url, "the ledger begins with the first subscription")
         return
     output.table(
         ("topic", "group", *_COLUMNS, "balance"),

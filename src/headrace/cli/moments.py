@@ -19,13 +19,14 @@ _BEFORE_MS: Final = -1
 _RELATIVE: Final = re.compile(r"-(\d+(?:\.\d+)?)([smhd])")
 _ID: Final = re.compile(r"(\d{1,20})-(\d{1,20})")
 _EXPECTED: Final = "expected a time with its offset (2026-11-23T10:00:00+01:00), one relative to now (-30s, -15m, -2h, -1d), `now`, or a stream id"
+_EXPECTED_DUE: Final = "expected a time with its offset (2026-11-23T10:00:00+01:00), or in so many seconds by --delay"
 
 Place = tuple[int, int]
 """A stream id as numbers, which order it."""
 
 
-def instant_ms(text: str) -> int:
-    """A time as Unix milliseconds; negative if it is relative and before 1970. Raises ConfigurationError."""
+def instant_ms(text: str, expected: str = _EXPECTED) -> int:
+    """A time as Unix milliseconds; negative if it is relative and before 1970. Raises ConfigurationError, which says what was `expected`."""
     if text == "now":
         return round(time.time() * 1_000)
     if relative := _RELATIVE.fullmatch(text):
@@ -33,7 +34,7 @@ def instant_ms(text: str) -> int:
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:
-        raise ConfigurationError(f"time: {_EXPECTED}, got {text!r}") from None
+        raise ConfigurationError(f"time: {expected}, got {text!r}") from None
     if moment.tzinfo is None:
         raise ConfigurationError(f"time: {text!r} does not say its offset from UTC: append Z or +01:00")
     milliseconds = round(moment.timestamp() * 1_000)
@@ -44,7 +45,7 @@ def instant_ms(text: str) -> int:
 
 def due(text: str) -> datetime:
     """When an event is to be handled. Raises ConfigurationError."""
-    milliseconds = instant_ms(text)
+    milliseconds = instant_ms(text, _EXPECTED_DUE)
     if milliseconds < 0:
         raise ConfigurationError(f"time: expected 1970 or later, got {text!r:.100}")
     try:

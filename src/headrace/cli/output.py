@@ -10,7 +10,9 @@ from typing import Any, Final
 
 import msgspec
 
+from headrace import settings
 from headrace.cli import streams
+from headrace.embedded import server
 
 _BOLD, _PLAIN = "\x1b[1m", "\x1b[0m"
 _EVERY_S: Final = 0.2
@@ -27,6 +29,13 @@ def line(text: str) -> None:
 def note(text: str) -> None:
     """A remark for people, which is no part of the answer."""
     streams.tell(text)
+
+
+def no(what: str, url: str | None, hint: str) -> None:
+    """A remark that there is none of something yet on the server of `--url`, with its name: another one may have been meant."""
+    chosen = settings.load(url).url
+    name = settings.redacted(chosen) if chosen else f"the embedded server in {server.default_directory()}"
+    note(f"no {what} yet on {name}: {hint}")
 
 
 def json(value: Any) -> None:

@@ -41,7 +41,7 @@ def _topics(args: argparse.Namespace) -> int:
                 ),
             )
         else:
-            output.note("no topics yet: `headrace publish orders '{}'` makes one")
+            output.no("topics", args.url, "`headrace publish orders '{}'` makes one")
         return OK
 
     return inspect(args, work)
@@ -82,7 +82,7 @@ def _groups(args: argparse.Namespace) -> int:
                 output.line("")
                 _print_leases(leases)
         else:
-            output.note("no groups yet: a group exists once a worker has subscribed with it")
+            output.no("groups", args.url, "a group exists once a worker has subscribed with it")
         return OK
 
     return inspect(args, work)
@@ -161,7 +161,7 @@ def _partitions(args: argparse.Namespace) -> int:
         if args.json:
             output.json(topic)
         else:
-            output.line(f"topic {topic.topic} has {output.number(topic.partitions)} partitions")
+            output.line(f"topic {topic.topic} has {output.plural(topic.partitions, 'partition')}")
         return OK
 
     return inspect(args, work)
