@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
 from pathlib import Path
 
+from sqlalchemy import create_engine, text
+
 from tests.cli.shell import say
 from tests.postgres import Postgres
+
+GUIDE = (Path(__file__).parents[2] / "docs/guides/sql.md").read_text(encoding="utf-8")
 
 
 def test_what_is_shown_can_be_executed(tmp_path: Path) -> None:
@@ -92,3 +97,20 @@ def test_a_database_that_is_not_there(postgres: Postgres) -> None:
         assert hint == (
             "hint: correct the URL, start its server, or make the database first: tables are all that is made here"
         )
+
+
+def test_the_guide_makes_the_tables_that_its_examples_write_to(postgres: Postgres) -> None:
+    writes = re.findall(r"INSERT INTO (\w+) \(([\w, ]+)\)", GUIDE)
+    assert len(writes) == 6
+    engine = create_engine(f"postgresql+psycopg://{postgres.address}")
+    with engine.connect() as connection:  # rolled back at its end
+        connection.execute(text("".join(re.findall(r"```sql\n(.*?)```", GUIDE, re.DOTALL))))
+        for table, columns in writes:
+            assert connection.execute(text(f"SELECT {columns} FROM {table}")).all() == []  # noqa: S608 - ours
+    engine.dispose()
+
+
+def test_the_programs_of_the_guide_agree_on_the_events_of_a_topic() -> None:
+    """What one of them publishes the other one can read."""
+    one, two = re.findall(r"class Order\(Struct\):[^\n]*\n((?:    .*\n)+)", GUIDE)
+    assert one == two
