@@ -171,6 +171,34 @@ def test_a_batch_has_a_bound_in_bytes(url: str, monkeypatch: pytest.MonkeyPatch)
     playing(url, play)
 
 
+def test_no_row_is_taken_whose_server_was_not_asked(url: str) -> None:
+    """One that comes while another topic's server is asked waits for the next batch: its own may be away, and then it would be in doubt."""
+
+    class Asked(Kept):
+        def __init__(self, shop: Shop) -> None:
+            super().__init__()
+            self._shop = shop
+            self.asked: list[str] = []
+
+        async def reach(self, route: Route) -> None:
+            if not self.asked:
+                await self._shop.add(b"2", b"3", topics=2)
+            self.asked.append(route.topic)
+
+        async def publish(self, route: Route, records: Sequence[Record]) -> None:
+            assert route.topic in self.asked
+            await super().publish(route, records)
+
+    async def play(shop: Shop) -> None:
+        server = Asked(shop)
+        await shop.add(b"1")
+        await shop.relay(server)
+        assert server.bodies == {"orders": [b"1", b"2"], "bills": [b"3"]}
+        assert server.asked == ["orders", "bills"]
+
+    playing(url, play)
+
+
 def test_an_own_id_is_in_doubt_like_any_other(url: str) -> None:
     class Torn(Kept):
         async def publish(self, route: Route, records: Sequence[Record]) -> None:

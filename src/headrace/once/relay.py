@@ -96,12 +96,13 @@ class Relay:
 
     async def _send_some(self) -> bool:
         """Sends a batch; whether there may be more at once."""
+        topics = await self._do(self._next)
         if isinstance(self._backend, Reachable):
-            for topic in await self._do(self._next):
+            for topic in topics:
                 if topic in self._routes:
                     await self._backend.reach(self._routes[topic])
         sent_at = asyncio.get_running_loop().time()
-        rows = await self._do(self._take)
+        rows = await self._do(lambda connection: self._take(connection, topics)) if topics else []
         if not rows:
             return False
         done: list[int] = []
@@ -134,8 +135,11 @@ class Relay:
         first = select(self._table.c.topic).order_by(self._table.c.id).limit(limits.relay_records).subquery()
         return list(connection.scalars(select(first.c.topic).distinct()))
 
-    def _take(self, connection: Connection) -> list[Row]:
-        """Takes the lease, reads what can be sent, notes it as in doubt. Nothing: another relay is at work, or there is none."""
+    def _take(self, connection: Connection, topics: Sequence[str]) -> list[Row]:
+        """Takes the lease, reads what can be sent of these topics, whose servers have just answered, and notes it as in doubt.
+
+        Nothing: another relay is at work, or there is none.
+        """
         state, c, now = self._state, self._state.c, _NOW[self._dialect]
         first = {"one": 1, "holder": "", "until": 0.0}
         connection.execute(_INSERTS[self._dialect](state).values(first).on_conflict_do_nothing())
@@ -146,7 +150,7 @@ class Relay:
             return []
         of_last: Any = select(c.doubt_last, c.doubt_since, now - func.coalesce(c.doubt_since, now))
         doubt, since, age_s = connection.execute(of_last).one()
-        rows = [(id_, topic, decode(record)) for id_, topic, record in connection.execute(self._first_rows())]
+        rows = [(id_, topic, decode(record)) for id_, topic, record in connection.execute(self._first_rows(topics))]
         if not rows:
             return []
         self._check(rows, doubt, age_s)
@@ -157,10 +161,11 @@ class Relay:
         )
         return rows
 
-    def _first_rows(self) -> Select[Any]:
+    def _first_rows(self, topics: Sequence[str]) -> Select[Any]:
         """The rows that are next: no more than one batch, and no more bytes than a publisher would hold."""
         c = self._table.c
         rows = select(c.id, c.topic, c.record, func.sum(func.length(c.record)).over(order_by=c.id).label("bytes"))
+        rows = rows.where(c.topic.in_(topics))
         if self._dialect == "postgresql":
             rows = rows.where((c.transaction < _DONE) | (c.transaction >= _BEGUN))
         found = rows.order_by(c.id).limit(limits.relay_records).subquery()
