@@ -104,6 +104,9 @@ def test_the_guide_makes_the_tables_that_its_examples_write_to(postgres: Postgre
     assert len(writes) == 6
     engine = create_engine(f"postgresql+psycopg://{postgres.address}")
     with engine.connect() as connection:  # rolled back at its end
+        connection.execute(
+            text("CREATE SCHEMA guide; SET search_path TO guide")
+        )  # other tests have tables of these names
         connection.execute(text("".join(re.findall(r"```sql\n(.*?)```", GUIDE, re.DOTALL))))
         for table, columns in writes:
             assert connection.execute(text(f"SELECT {columns} FROM {table}")).all() == []  # noqa: S608 - ours

@@ -50,7 +50,10 @@ class Database:
         make: Callable[..., Any] = create_engine if self.threads else create_async_engine
         self.engine = make(url, poolclass=NullPool) if "sqlite" in url else make(url, pool_size=20, max_overflow=10)
         self.outbox = Outbox(self.engine)
-        self.plain = create_engine(url.replace("+aiosqlite", "").replace("+asyncpg", "+psycopg"), poolclass=NullPool)
+        patience = {"connect_args": {"timeout": 30}} if "sqlite" in url else {}
+        self.plain = create_engine(
+            url.replace("+aiosqlite", "").replace("+asyncpg", "+psycopg"), poolclass=NullPool, **patience
+        )
         with self.plain.begin() as connection:
             self.outbox.metadata.drop_all(connection)
             self.outbox.metadata.create_all(connection)

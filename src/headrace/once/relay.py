@@ -13,6 +13,7 @@ import contextlib
 import logging
 import secrets
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Final, Protocol, TypeVar, runtime_checkable
 
 from sqlalchemy import Connection, Select, delete, exc, func, literal_column, select, update
@@ -102,7 +103,7 @@ class Relay:
                 if topic in self._routes:
                     await self._backend.reach(self._routes[topic])
         sent_at = asyncio.get_running_loop().time()
-        rows = await self._do(lambda connection: self._take(connection, topics)) if topics else []
+        rows = await self._do(partial(self._take, topics=topics)) if topics else []
         if not rows:
             return False
         done: list[int] = []
