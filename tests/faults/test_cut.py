@@ -8,9 +8,6 @@ from headrace.testing.faults import Fault, Matcher, Proxy, command
 from tests.faults.stage import Stage, plain, script
 from tests.waiting import wait_until
 
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-"""The proxy of a stage that is torn down in the middle of a cut can leave a transport to the collector."""
-
 NTH = [1, 2, 3, 7]
 CUTS = [Fault.LOSE_REQUEST, Fault.TEAR_REQUEST, Fault.LOSE_REPLY, Fault.TEAR_REPLY]
 

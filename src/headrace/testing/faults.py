@@ -171,18 +171,19 @@ class Proxy:
     async def _end(self) -> None:
         if self._server is not None:
             self._server.close()
-        for _ in range(3):
+        for _ in range(10):
             await asyncio.sleep(0)  # a connection that is being accepted takes some turns of the loop to reach us
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for writer in self._writers:
-            if not writer.transport.is_closing():
-                writer.transport.abort()
+            writer.transport.abort()  # also of one that is closing, and waits for a reader who is gone
         await asyncio.sleep(0)  # transports are closed in the next turn
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._writers = [w for w in self._writers if not w.transport.is_closing()]
+        self._writers = [
+            w for w in self._writers if not w.transport.is_closing() or w.transport.get_write_buffer_size()
+        ]
         self._writers.append(writer)
         task = self._loop.create_task(self._serve(reader, writer))
         self._tasks.add(task)
