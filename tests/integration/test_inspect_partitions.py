@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
 
 import pytest
 
@@ -11,29 +10,14 @@ from headrace import Refused
 from headrace.backends.contract import Delivery, Feed, Record, Route, Settlement, Subscription, Verdict
 from headrace.backends.partition import partition_of
 from headrace.backends.redis.backend import RedisBackend
-from headrace.backends.redis.client import Client
 from headrace.backends.redis.inspect import RedisInspector
-from headrace.settings import Settings
 from tests.cli.shell import run as command_line
+from tests.playing import with_inspector as playing
 from tests.servers import Server
 
 pytest_plugins = ["tests.servers"]
 ORDERS = Route("orders", partitions=4)
 ANN = f"orders.{partition_of(b'ann', 4)}"
-
-
-def playing(server: Server, play: Callable[[RedisBackend, RedisInspector], Awaitable[None]]) -> None:
-    async def run() -> None:
-        settings = Settings(url=server.url)
-        backend, inspector = RedisBackend(settings), RedisInspector(Client(settings))
-        await backend.open()
-        try:
-            await play(backend, inspector)
-        finally:
-            await inspector.aclose()
-            await backend.aclose()
-
-    asyncio.run(run())
 
 
 async def take(feed: Feed, count: int) -> list[Delivery]:

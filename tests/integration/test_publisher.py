@@ -21,30 +21,15 @@ from headrace.backends.redis.client import Client
 from headrace.backends.redis.publish import Publisher
 from headrace.embedded import cluster
 from headrace.settings import Durability, Settings
+from tests.playing import bodies, records, with_backend
 from tests.servers import Server, require
 from tests.waiting import wait_until_async
 
 ORDERS = Route("orders")
 
 
-def bodies(server: Server, key: str = "orders") -> list[bytes]:
-    return [fields[-1] for _, fields in server.command("XRANGE", key, "-", "+")]
-
-
-def records(count: int, first: int = 0) -> list[Record]:
-    return [Record(b"%d" % i) for i in range(first, first + count)]
-
-
 def playing(server: Server, play: Any, **settings: Any) -> None:
-    async def run() -> None:
-        backend = RedisBackend(Settings(url=server.url, **{"publish_wait_s": 5.0, **settings}))
-        await backend.open()
-        try:
-            await play(backend)
-        finally:
-            await backend.aclose()
-
-    asyncio.run(run())
+    with_backend(server, play, **{"publish_wait_s": 5.0, **settings})
 
 
 def test_records_of_many_shapes_arrive_in_order(server: Server) -> None:

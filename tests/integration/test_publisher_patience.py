@@ -13,31 +13,15 @@ from headrace import NotConnected, Overloaded, Refused
 from headrace.backends.contract import Record, Route
 from headrace.backends.redis.backend import RedisBackend
 from headrace.backends.redis.node import Script
-from headrace.settings import Settings
+from tests.playing import bodies, records, with_backend
 from tests.servers import Server
 
 pytest_plugins = ["tests.servers"]
 ORDERS = Route("orders")
 
 
-def bodies(server: Server, key: str = "orders") -> list[bytes]:
-    return [fields[-1] for _, fields in server.command("XRANGE", key, "-", "+")]
-
-
-def records(count: int, first: int = 0) -> list[Record]:
-    return [Record(b"%d" % i) for i in range(first, first + count)]
-
-
 def playing(server: Server, play: Any, **settings: Any) -> None:
-    async def run() -> None:
-        backend = RedisBackend(Settings(url=server.url, **{"publish_wait_s": 5.0, **settings}))
-        await backend.open()
-        try:
-            await play(backend)
-        finally:
-            await backend.aclose()
-
-    asyncio.run(run())
+    with_backend(server, play, **{"publish_wait_s": 5.0, **settings})
 
 
 @pytest.mark.parametrize("together", [True, False], ids=["one call of many", "many calls at once"])

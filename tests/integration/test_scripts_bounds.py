@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 
 import pytest
 from msgspec import Struct
@@ -16,6 +16,7 @@ from headrace.backends.redis.inspect import RedisInspector
 from headrace.runtime.signals import Stop
 from headrace.runtime.worker import serve
 from headrace.settings import Settings
+from tests.playing import with_inspector as playing
 from tests.servers import Server
 from tests.waiting import wait_until_async
 
@@ -27,21 +28,6 @@ WIDE = [word for n in range(5_000) for word in (f"field{n}", "value")]
 class Number(Struct):
     n: int
     key: str = "a"
-
-
-def playing(server: Server, play: Callable[[RedisBackend, RedisInspector], Awaitable[None]]) -> None:
-    async def run() -> None:
-        settings = Settings(url=server.url)
-        backend, inspector = RedisBackend(settings), RedisInspector(Client(settings))
-        await backend.open()
-        try:
-            async with asyncio.timeout(60):
-                await play(backend, inspector)
-        finally:
-            await backend.aclose()
-            await inspector.aclose()
-
-    asyncio.run(run())
 
 
 def subscription(*, ordered: bool = False) -> Subscription:

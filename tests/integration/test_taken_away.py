@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 
 import pytest
 
 from headrace.backends.contract import Delivery, Record, Route, Settlement, Subscription, Verdict
 from headrace.backends.redis import retention
 from headrace.backends.redis.backend import RedisBackend
-from headrace.backends.redis.client import Client
 from headrace.backends.redis.inspect import RedisInspector
 from headrace.settings import Settings
+from tests.playing import with_inspector as playing
 from tests.servers import Server
 
 pytest_plugins = ["tests.servers"]
@@ -22,20 +21,6 @@ DELETIONS: dict[str, Callable[[list[bytes]], tuple[str | bytes | int, ...]]] = {
     "the first": lambda ids: ("XDEL", "orders", *ids[:40]),
     "in the middle": lambda ids: ("XDEL", "orders", *ids[30:70]),
 }
-
-
-def playing(server: Server, play: Callable[[RedisBackend, RedisInspector], Awaitable[None]]) -> None:
-    async def run() -> None:
-        settings = Settings(url=server.url)
-        backend, inspector = RedisBackend(settings), RedisInspector(Client(settings))
-        await backend.open()
-        try:
-            await play(backend, inspector)
-        finally:
-            await backend.aclose()
-            await inspector.aclose()
-
-    asyncio.run(run())
 
 
 @pytest.mark.parametrize("ordered", [False, True])
