@@ -78,16 +78,28 @@ class Inbox:
 
     async def _run(self, unit: Unit, call: Call) -> None:
         async with self._alone(), self._sessions() as session:
-            with _ours():
-                fresh = await session.run_sync(unit.claim)
-            if fresh:
-                with _theirs(), _given(session, fresh, session.sync_session):
+            try:
+                await self._run_in(session, unit, call)
+            except Unavailable:
+                await session.invalidate()  # not to be rolled back, nor to be used again
+                raise
+
+    async def _run_in(self, session: AsyncSession, unit: Unit, call: Call) -> None:
+        with _ours():
+            fresh = await session.run_sync(unit.claim)
+        if fresh:
+            try:
+                with _given(session, fresh, session.sync_session):
                     await call(fresh)
                     await session.run_sync(unit.flush)
-                with _ours():
-                    await session.run_sync(unit.note)
-            with _outcome():
-                await session.commit()
+            except Exception as e:
+                if await session.run_sync(unit.is_lost, e):
+                    raise Unavailable(first_line(e)) from e
+                raise
+            with _ours():
+                await session.run_sync(unit.note)
+        with _outcome():
+            await session.commit()
 
     async def _run_in_thread(self, unit: Unit, call: Call, threads: Threads) -> None:
         given_up = threading.Event()
@@ -100,19 +112,31 @@ class Inbox:
 
     def _run_here(self, unit: Unit, call: Call, given_up: Callable[[], bool]) -> None:
         with self._sessions() as session:
-            with _ours():
-                fresh = unit.claim(session)
-            if given_up():
-                return
-            if fresh:
-                with _theirs(), _given(session, fresh, session):
+            try:
+                self._run_here_in(session, unit, call, given_up)
+            except Unavailable:
+                session.invalidate()  # as above
+                raise
+
+    def _run_here_in(self, session: Session, unit: Unit, call: Call, given_up: Callable[[], bool]) -> None:
+        with _ours():
+            fresh = unit.claim(session)
+        if given_up():
+            return
+        if fresh:
+            try:
+                with _given(session, fresh, session):
                     call(fresh)
                     unit.flush(session)
-                with _ours():
-                    unit.note(session)
-            if not given_up():
-                with _outcome():
-                    session.commit()
+            except Exception as e:
+                if unit.is_lost(session, e):
+                    raise Unavailable(first_line(e)) from e
+                raise
+            with _ours():
+                unit.note(session)
+        if not given_up():
+            with _outcome():
+                session.commit()
 
     @contextlib.asynccontextmanager
     async def _alone(self) -> AsyncIterator[None]:
@@ -194,17 +218,6 @@ def _given(session: Session | AsyncSession, contexts: Sequence[Context], inner: 
 def _not_theirs(session: Session) -> None:
     if session.get_nested_transaction() is None:
         raise HandlerError("ctx.sql is committed with the ack: the handler may not; parts of it can use begin_nested()")
-
-
-@contextlib.contextmanager
-def _theirs() -> Iterator[None]:
-    """What a handler does: it is to blame, unless the connection broke."""
-    try:
-        yield
-    except exc.DBAPIError as e:
-        if e.connection_invalidated:
-            raise Unavailable(first_line(e)) from e
-        raise
 
 
 @contextlib.contextmanager

@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 import msgspec
-from sqlalchemy import Table, delete, func, select, update
+from sqlalchemy import Connection, Table, delete, exc, func, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from headrace.backends.contract import Delivery, Effect, Record, Route
 from headrace.context import Context
 from headrace.errors import ConfigurationError, HandlerError
+from headrace.once.verdict import is_loss
 
 ID_MAX: Final = 512
 _INSERTS: Final[dict[str, Any]] = {"postgresql": postgresql.insert, "sqlite": sqlite.insert}
@@ -70,6 +71,7 @@ class Unit:
         self._ids = [identity(ctx.delivery, topic) for ctx in contexts]
         self._fresh: list[tuple[str, Context]] = []
         self._transaction: object = None
+        self._connection: Connection | None = None
 
     def claim(self, session: Session) -> list[Context]:
         """Notes all of them as handled; returns those that were not before.
@@ -95,7 +97,7 @@ class Unit:
             if id_ in new:
                 new.discard(id_)  # a second copy of it in this transaction is a repeat
                 self._fresh.append((id_, ctx))
-        self._transaction = session.get_transaction()
+        self._transaction, self._connection = session.get_transaction(), session.connection()
         return [ctx for _, ctx in self._fresh]
 
     def _remember(self, session: Session, known: Sequence[str]) -> None:
@@ -113,6 +115,16 @@ class Unit:
         if session.get_transaction() is not self._transaction:
             raise HandlerError("the handler has rolled ctx.sql back: raise instead, or use begin_nested() for a part")
         session.flush()
+
+    def is_lost(self, session: Session, error: Exception) -> bool:
+        """After a handler that failed: rolls back; whether that was because its connection was lost, so that it is not to blame."""
+        connection = self._connection
+        lost = connection is not None and connection.invalidated
+        try:
+            session.rollback()
+        except exc.SQLAlchemyError:  # psycopg may lose a connection before it knows
+            lost = True
+        return lost and is_loss(error)
 
     def note(self, session: Session) -> None:
         """After that: what is to leave with the ack, and which events failed one by one.
