@@ -26,6 +26,9 @@ class TopicOptions(TypedDict, total=False):
     """Settled events are kept for replay until a partition holds more than this many ..."""
     retain_s: float
     """... or they are older than this."""
+    keep_for_first_group: bool
+    """While no group exists, all events are kept for the first to come, and publish() waits at the cap (True). False: `retain_events` and
+    `retain_s` hold for them too, and nobody waits for a reader that nobody has written yet. What a group has not settled is kept in any case."""
     id_window_s: float
     """How long a caller-given `id=` drops repeats."""
 
@@ -46,6 +49,9 @@ def route(name: str, options: TopicOptions) -> Route:
         if not least <= value <= limits.number_max:
             raise ConfigurationError(f"{option}: expected {expected}, got {value!r}")
     packing, partitions = options.get("packing", "none"), options.get("partitions", 1)
+    keep = options.get("keep_for_first_group", True)
+    if not isinstance(keep, bool):
+        raise ConfigurationError(f"keep_for_first_group: expected True or False, got {keep!r}")
     if packing not in ("none", "batch"):
         raise ConfigurationError(f"packing: expected none or batch, got {packing!r}")
     if isinstance(partitions, bool) or not isinstance(partitions, int) or not 1 <= partitions <= limits.partitions_max:
@@ -56,6 +62,7 @@ def route(name: str, options: TopicOptions) -> Route:
         cap_events=int(numbers["cap_events"][0]),
         retain_events=int(numbers["retain_events"][0]),
         retain_s=numbers["retain_s"][0],
+        keep_for_first_group=keep,
         id_window_s=numbers["id_window_s"][0],
         packing=limits.packing_records if packing == "batch" else 1,
     )

@@ -44,6 +44,7 @@ MUTANTS: Final[Mapping[type[MemoryServer], str]] = {
     giving.NoHandBack: "closing_a_feed_hands_back_at_once",
     giving.TrimsPending: "what_a_group_needs_is_not_trimmed",
     giving.TrimsForTheFastest: "what_a_group_needs_is_not_trimmed",
+    giving.WaitsForTheFirstGroup: "an_output_that_nobody_waits_for_is_written",
     giving.NeverTrims: "settled_events_are_trimmed",
     giving.NoCap: "a_full_topic_refuses_more",
     giving.DropsAtTheCap: "a_full_topic_refuses_more",

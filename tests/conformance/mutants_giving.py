@@ -6,6 +6,8 @@ import heapq
 from collections.abc import Iterable, Sequence
 from itertools import chain
 
+from msgspec import structs
+
 from headrace.backends.contract import (
     Delivery,
     Record,
@@ -110,6 +112,19 @@ class TrimsForTheFastest(MemoryServer):
 
     def _keep_from(self, topic: Topic) -> int:
         return max(g.place for g in topic.groups.values())
+
+
+class WaitsForTheFirstGroup(MemoryServer):
+    """A topic that nobody reads is kept for the first group when a commit writes to it, whatever its route says."""
+
+    def _require_room_for_outputs(self, source: Topic, settlements: Sequence[Settlement]) -> None:
+        kept = [
+            structs.replace(
+                s, outputs=[(structs.replace(r, keep_for_first_group=True), record) for r, record in s.outputs]
+            )
+            for s in settlements
+        ]
+        super()._require_room_for_outputs(source, kept)
 
 
 class NeverTrims(MemoryServer):

@@ -89,6 +89,20 @@ MUTANTS: Final = (
         "local ms, seq = now * 2, 0",
         "what_a_group_needs_is_not_trimmed",
     ),
+    ScriptMutant(
+        "kept for the first group in any case",
+        "trim",
+        "(not exists or ARGV[4] ~= '1')",
+        "true",
+        "what_nobody_waits_for_does_not_fill_its_topic",
+    ),
+    ScriptMutant(
+        "trim over what the first group needs",
+        "trim",
+        "and not low_ms then",
+        "and ARGV[4] == '1' then",
+        "what_nobody_waits_for_does_not_fill_its_topic",
+    ),
     ScriptMutant("hand back lost", "leave", "append(KEYS[2], a)", "", "closing_a_feed_hands_back_at_once"),
     ScriptMutant(
         "hand back burns an attempt", "leave", "'attempt', '1'", "'attempt', '2'", "closing_a_feed_hands_back_at_once"

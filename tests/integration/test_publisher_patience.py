@@ -39,6 +39,18 @@ def test_a_small_topic_is_filled_to_its_cap(server: Server, *, together: bool) -
     playing(server, play, publish_wait_s=0.3)
 
 
+@pytest.mark.parametrize("partitions", [1, 4])
+def test_a_topic_that_nobody_reads_makes_room_for_its_publishers_and_says_nothing(
+    server: Server, caplog: pytest.LogCaptureFixture, partitions: int
+) -> None:
+    async def play(backend: RedisBackend) -> None:
+        route = Route("orders", partitions, cap_events=2_000, retain_events=100, keep_for_first_group=False)
+        await asyncio.gather(*(backend.publish(route, records(500)) for _ in range(40)))
+
+    playing(server, play)
+    assert not caplog.records
+
+
 async def gave_up(calls: Sequence[Any]) -> list[float]:
     """When each of the calls ended with NotConnected, in seconds from now."""
     start = time.monotonic()

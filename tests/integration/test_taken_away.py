@@ -62,9 +62,9 @@ def test_packed_entries_that_are_trimmed_count_no_longer(server: Server) -> None
             await feed.commit(taken)
             settled += len(taken)
         await other.publish(single, [Record(b"{}")] * 250)
-        while await retention.trim(backend.client, single, "orders", None, 10_000):
+        while await retention.trim(backend.client, single, "orders", b"{orders}:group:", 10_000):
             pass
-        await retention.trim(backend.client, single, "orders", None, 10_000)
+        await retention.trim(backend.client, single, "orders", b"{orders}:group:", 10_000)
         (topic,) = await inspector.topics()
         assert topic.events == server.command("XLEN", "orders") < 400
         await feed.aclose()

@@ -313,7 +313,12 @@ pub const ORDERS: Topic = {
     topic
 };
 /// Where those that were accepted go.
-pub const ACCEPTED: Topic = Topic::new("orders.accepted");
+pub const ACCEPTED: Topic = {
+    let mut topic = Topic::new("orders.accepted");
+    topic.cap_events = 1_100_000;
+    topic.keep_for_first_group = false;
+    topic
+};
 
 """
     topics = files["src/topics.rs"]

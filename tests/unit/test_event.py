@@ -149,5 +149,7 @@ def test_settings_name_what_was_expected() -> None:
         app.topic("t", Order)
     with pytest.raises(ConfigurationError, match="cap_events"):
         Headrace("memory://").topic("t", Order, cap_events=0)
+    with pytest.raises(ConfigurationError, match="keep_for_first_group: expected True or False, got 'no'"):
+        Headrace("memory://").topic("t", Order, keep_for_first_group="no")  # type: ignore[call-overload]
     with pytest.raises(ConfigurationError, match="lease_s"):
         Headrace(lease_s=0.1)

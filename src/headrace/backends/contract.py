@@ -29,6 +29,8 @@ class Route(Struct, frozen=True):
     """Settled events are kept for replay until the topic holds more than this many ..."""
     retain_s: float = limits.retain_s
     """... or they are older than this. An event that a group still needs is never trimmed."""
+    keep_for_first_group: bool = True
+    """While no group exists, all events are kept for the first one. False: then only the two bounds above decide what is kept."""
     id_window_s: float = limits.id_window_s
     """How long a caller-given id drops repeats."""
     packing: int = 1

@@ -184,7 +184,7 @@ def words(service: Service, template_version: str) -> dict[str, Any]:
         "partitions": consumed.partitions,
         "options": _options(consumed, load),
         "accepted_options": _options(
-            next((s for s in service.decided.streams if s.name == ACCEPTED), Stream(ACCEPTED)), load
+            next((s for s in service.decided.streams if s.name == ACCEPTED), Stream(ACCEPTED)), load, read=False
         ),
         "lease_s": _number(consumer.lease),
         "timeout_s": _number(consumer.timeout),
@@ -203,10 +203,12 @@ def words(service: Service, template_version: str) -> dict[str, Any]:
     }
 
 
-def _options(stream: Stream, load: Load) -> dict[str, str]:
+def _options(stream: Stream, load: Load, *, read: bool = True) -> dict[str, str]:
     """Of a topic, where they differ from the defaults, as literals. Raises ConfigurationError if they cannot be."""
     kept, cap = stream.retention or sizing.KEPT, sizing.cap(stream, load)
     retained = kept.maxlen or int(cap / sizing.SPARE)
+    if not read:  # perhaps nobody reads it yet: it is to stay within its part of the memory all the same
+        cap = sizing.cap_unread(retained)
     chosen: dict[str, Any] = {
         "partitions": stream.partitions if stream.partitions > 1 else None,
         "cap_events": cap if cap != limits.cap_events else None,
@@ -214,8 +216,11 @@ def _options(stream: Stream, load: Load) -> dict[str, str]:
         "retain_s": float(kept.maxage) if kept.maxage is not None and kept.maxage != sizing.KEPT.maxage else None,
     }
     options = {name: value for name, value in chosen.items() if value is not None}
+    literals = {name: _number(value) for name, value in options.items()}
+    if not read:
+        options["keep_for_first_group"], literals["keep_for_first_group"] = False, "False"
     route(stream.name, options)  # type: ignore[arg-type]  # the library's own checks
-    return {name: _number(value) for name, value in options.items()}
+    return literals
 
 
 def written(service: Service) -> str:

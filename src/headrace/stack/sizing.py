@@ -17,6 +17,7 @@ SPARE: Final = 1.25
 FILLED: Final = 0.8
 """Of `maxmemory`, that topics may fill; the rest is for retries, dead letters, records of groups and what handlers write. What a rewrite of the
 append-only file copies comes on top of `maxmemory`."""
+SPARE_UNREAD: Final = 0.1
 _LEAST: Final = 2**30
 _STEP: Final = 2**28
 KEPT: Final = Retention(limits.retain_events, Duration(limits.retain_s))
@@ -55,6 +56,11 @@ def cap(stream: Stream, load: Load) -> int:
     kept = stream.retention or KEPT
     backlog = load.rate * load.outage / stream.partitions
     return math.ceil(min(max(limits.cap_events, SPARE * max(backlog, kept.maxlen or 0)), limits.number_max))
+
+
+def cap_unread(kept: int) -> int:
+    """The same of a topic that keeps at most `kept` while nobody reads it: a little above, so that not every publisher has to make room."""
+    return kept + math.ceil(kept * SPARE_UNREAD)
 
 
 def _settled(stream: Stream, rate: float) -> float:

@@ -198,9 +198,10 @@ class MemoryServer:
 
     def trim(self, topic: Topic) -> None:
         """Removes entries that every group has settled and that need not be kept for replay."""
-        if not topic.groups:
+        route, count = topic.route, 0
+        if not topic.groups and route.keep_for_first_group:
             return
-        needed, route, count = self._keep_from(topic), topic.route, 0
+        needed = self._keep_from(topic)
         for entry in topic.entries:
             many = len(topic.entries) - count > route.retain_events
             if entry.place >= needed or not (many or entry.at_s < self.now() - route.retain_s):

@@ -158,7 +158,7 @@ class Topic(Struct):
     def needed_from(self) -> int:
         """Place of the oldest entry that some group has still to settle."""
         held = [p.entry.place for g in self.groups.values() for p in g.pending.values() if p.entry.place >= 0]
-        return min([*held, *(g.place for g in self.groups.values())])
+        return min([*held, *(g.place for g in self.groups.values())], default=self.added)
 
     def unread(self, group: Group) -> Sequence[Entry]:
         """Entries that no worker of the group has had."""

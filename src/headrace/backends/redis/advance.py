@@ -19,14 +19,14 @@ from headrace.backends.contract import (
     comes_again,
     delivery_of,
 )
-from headrace.backends.redis import settle
+from headrace.backends.redis import retention, settle
 from headrace.backends.redis.client import Client
 from headrace.backends.redis.connection import pack
 from headrace.backends.redis.holding import Holding
 from headrace.backends.redis.leases import Leases
 from headrace.backends.redis.lines import Aside
-from headrace.backends.redis.replies import Grew, ServerSaid
-from headrace.errors import NotConnected
+from headrace.backends.redis.replies import ServerSaid
+from headrace.errors import BackendError, NotConnected
 
 
 class Advance:
@@ -133,7 +133,7 @@ class Advance:
             if holding.lost:
                 holding.restore(settled)
                 return []
-            for route in writes.routes:
+            for route in writes.routes.values():
                 await self._client.register(route)
             last = settled[-1] if settled else None
             cursor = delivery_of(last).token.partition(b"/")[0] if last is not None else holding.cursor
@@ -156,9 +156,8 @@ class Advance:
             raise
         except BaseException as e:
             holding.restore(settled)
-            if isinstance(e, Grew):
-                for route in writes.routes:
-                    await self._client.recount(route.topic)
+            if isinstance(e, BackendError) and await retention.make_way(self._client, writes.routes, e):
+                return []
             raise
         if answer[0] == 2:  # noqa: PLR2004 - see scripts/advance.lua
             index, why = answer[1], answer[3].decode(errors="replace")

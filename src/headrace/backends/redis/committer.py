@@ -19,12 +19,12 @@ from headrace.backends.contract import (
     Verdict,
     delivery_of,
 )
-from headrace.backends.redis import keys, settle
+from headrace.backends.redis import keys, retention, settle
 from headrace.backends.redis.client import Client
 from headrace.backends.redis.connection import pack
 from headrace.backends.redis.replies import Grew, ServerSaid
 from headrace.backends.redis.slots import Hold, Pack, Slot
-from headrace.errors import NotConnected
+from headrace.errors import NotConnected, Overloaded
 
 Publish = Callable[[Route, Sequence[Record]], Awaitable[None]]
 log = logging.getLogger("headrace.redis")
@@ -75,7 +75,12 @@ class Committer:
             for route, records in settle.elsewhere(writes for _, (_, _, writes) in calls):
                 await self._publish(route, records)
             for hold, call in calls:
-                unsettled += await self._send(hold, *call)
+                try:
+                    unsettled += await self._send(hold, *call)
+                except (Grew, Overloaded) as e:
+                    if not await retention.make_way(self._client, call[2].routes, e):
+                        raise
+                    unsettled += await self._send(hold, *call)
         finally:
             for one in chain.from_iterable(rich for _, rich in by_hold.values()):
                 if type(one) is Pack:
@@ -130,7 +135,7 @@ class Committer:
         self, hold: Hold, plain: Sequence[Delivery], rich: Sequence[settle.Rich], writes: settle.Writes
     ) -> Sequence[Unsettled]:
         count = len(plain) + len(rich)
-        for route in writes.routes:
+        for route in writes.routes.values():
             await self._client.register(route)
         wire = await self._client.wire(self._place)
         provable = count >= _PROOF_MIN and hold.slot.commits is wire
@@ -146,10 +151,6 @@ class Committer:
             _, lost, refused = await wire.send(packed)
         except ServerSaid as e:
             return self._refused(e, hold, [*plain, *rich])
-        except Grew:
-            for route in writes.routes:
-                await self._client.recount(route.topic)
-            raise
         finally:
             hold.in_flight -= count
         why = {token: (place, text) for token, place, text in zip(*[iter(refused)] * 3, strict=True)}

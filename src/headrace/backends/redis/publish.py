@@ -347,9 +347,9 @@ class Publisher:
         elif isinstance(error, Grew) and error.partitions:
             self._turn(error.partitions)
         elif (forgotten or isinstance(error, NotConnected | Overloaded)) and self._loop.time() < batch.deadline:
-            if isinstance(error, Overloaded):
-                await self._trim()
-            await self._backoff.wait(error)
+            full = isinstance(error, Overloaded)
+            if not (full and await retention.make_room(self._client, self._route, self._stream)):
+                await self._backoff.wait(error)
         else:
             self._sent.popleft()
             self._answer(batch, error)
@@ -375,14 +375,6 @@ class Publisher:
         """New numbers; legal only when nothing without an answer is on its way."""
         self._epoch += 1 if self._seq else 0
         self._seq, self._acknowledged = 0, 0
-
-    async def _trim(self) -> None:
-        try:
-            await retention.trim(self._client, self._route, self._stream, None, limits.batch_records_max * 10)
-        except Refused as e:  # the publish is repeated anyway, but now only a worker can make room
-            log.warning("trimming %s, which is full: %s", self._stream, e)
-        except BackendError as e:
-            log.debug("trimming %s: %s", self._stream, e)  # it was only to make room; the publish is repeated anyway
 
     def _fail(self, error: BackendError, until: float = math.inf) -> None:
         """All that waits, or what has waited `until` its deadline."""

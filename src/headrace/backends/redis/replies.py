@@ -27,7 +27,7 @@ _NOT_NOW: Final = {
 _FULL: Final = {
     "OOM": "the server is out of memory (maxmemory); consume, trim or raise maxmemory, nothing was lost",
     "MISCONF": "the server cannot write to its disk and refuses writes; free its disk, nothing was lost",
-    "BACKPRESSURE": "the topic is at its cap: its groups are behind, one of them is forgotten (see `headrace groups`), or it has none yet",
+    "BACKPRESSURE": "the topic is at its cap: groups are behind, one is forgotten (see `headrace groups`), or there is none (`keep_for_first_group`)",
 }
 _NEVER: Final = {
     "WRONGTYPE": "a key of this topic holds another type of data: choose another topic name or move that key away",

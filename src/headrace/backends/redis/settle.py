@@ -72,8 +72,8 @@ class Writes:
         self.words: list[bytes] = []
         self.size = 0
         """Bytes of what they carry, about."""
-        self.routes: list[Route] = []
-        """Topics that get an output with the call."""
+        self.routes: dict[str, Route] = {}
+        """Of the partitions that get an output with the call."""
         self.elsewhere: list[tuple[Route, Record]] = []
         """Outputs whose partitions live on other servers, with identities that drop repeats: to be published before the call is sent."""
         self.retry_ms: int | None = None
@@ -149,7 +149,7 @@ class Writes:
         place, own = b"%d" % (_FIRST_PLACE + len(self.keys)), keys.partition(stream)
         head = (b"O", place, b"%d" % route.cap_events, b"%d" % int(route.id_window_s * 1000), b"%d" % partitions)
         self._outputs[stream] = head
-        self.routes.append(route)
+        self.routes[stream] = route
         self.keys += (own.stream, own.delayed, own.ids, own.packed)
         return head
 

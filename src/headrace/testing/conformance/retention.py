@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from headrace.backends.contract import Route
+from headrace.backends.contract import Delivery, Feed, Record, Route, Settlement
 from headrace.errors import Overloaded
 from headrace.testing.conformance.scenario import scenarios
 from headrace.testing.conformance.stage import (
@@ -17,6 +17,7 @@ from headrace.testing.conformance.stage import (
 )
 
 SMALL = Route("orders", cap_events=10, retain_events=2)
+NOBODYS = Route("bills", cap_events=40, retain_events=10, keep_for_first_group=False)
 SHORT = Route("orders", retain_events=5)
 
 
@@ -89,9 +90,64 @@ async def nothing_is_trimmed_before_a_group_exists(stage: Stage) -> None:
     await stage.drain(await stage.worker(route=SMALL), 10)
 
 
+async def what_nobody_waits_for_does_not_fill_its_topic(stage: Stage) -> None:
+    """With `keep_for_first_group=False` retention holds before a group exists; from then on nothing is trimmed that it has not settled."""
+    for n in range(20):
+        await stage.publish(*numbered(5, b"%d " % n), route=NOBODYS)
+    await expect_nobodys(stage, b"19 4")
+    first = await stage.worker("archive", NOBODYS)
+    held = (await stage.inspector.topics())[0].events
+    await stage.publish(*numbered(40 - held), route=NOBODYS)
+    await expect_error(Overloaded, stage.publish(*numbered(1), route=NOBODYS), "publish at the cap")
+    await stage.drain(first, 40)
+
+
+async def an_output_that_nobody_waits_for_is_written(stage: Stage) -> None:
+    """As above, for the outputs of a commit."""
+    await write_outputs(stage, await stage.worker())
+
+
+async def an_output_that_nobody_waits_for_is_written_in_order(stage: Stage) -> None:
+    """As above, for a commit of an ordered group."""
+    await write_outputs(stage, await stage.worker(ordered=True))
+
+
+async def write_outputs(stage: Stage, feed: Feed) -> None:
+    """Many more than their topic holds."""
+    for n in range(20):
+        await stage.publish(*numbered(5, b"%d " % n))
+        for _ in range(5):
+            (got,) = await stage.receive(feed, 1)
+            await commit_with(stage, feed, got)
+    await expect_nobodys(stage, b"19 4")
+
+
+async def commit_with(stage: Stage, feed: Feed, got: Delivery) -> None:
+    """As the runtime does: repeated while it has to wait for room."""
+    settled = [Settlement(got, outputs=[(NOBODYS, Record(got.get(b"data") or b""))])]
+    waited = 0.0
+    while True:
+        try:
+            return await stage.commit(feed, settled)
+        except Overloaded as e:
+            expect(waited < PATIENCE_S, f"nobody reads the topic, yet there is no room in it: {e}")
+            await stage.elapse(STEP_S)
+            waited += STEP_S
+
+
+async def expect_nobodys(stage: Stage, newest: bytes) -> None:
+    """It holds its newest events, 10 to 40 of them."""
+    letters = await stage.inspector.read("bills", count=100)
+    expect_same("the newest event", letters[-1].data, newest)
+    expect(10 <= len(letters) <= 40, f"10 to 40 events are kept: {len(letters)}")
+
+
 SCENARIOS = scenarios(
     a_full_topic_refuses_more,
     what_a_group_needs_is_not_trimmed,
     settled_events_are_trimmed,
     nothing_is_trimmed_before_a_group_exists,
+    what_nobody_waits_for_does_not_fill_its_topic,
+    (an_output_that_nobody_waits_for_is_written, "outputs"),
+    (an_output_that_nobody_waits_for_is_written_in_order, "outputs", "ordered"),
 )

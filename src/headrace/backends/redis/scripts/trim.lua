@@ -1,6 +1,7 @@
 #!lua flags=allow-oom
 -- Trims what every group is done with and nobody wants to replay. Never above the oldest entry that any group has still to settle.
 -- KEYS  1 stream  2 record  3 packed     ARGV  1 entries kept for replay  2 age kept for replay, ms  3 how many entries at most in one call
+--       4 1 if, while no group exists, the two bounds alone decide; else all is kept for the first
 -- Returns {trimmed, 1 if there is more to trim}.
 local call, stream = redis.call, KEYS[1]
 local exists = call('EXISTS', stream) == 1
@@ -23,7 +24,7 @@ local function note_gone()                                      -- what packed e
   end
 end
 local groups = exists and call('XINFO', 'GROUPS', stream) or {}
-if #groups == 0 then                                           -- nobody has read anything yet
+if #groups == 0 and (not exists or ARGV[4] ~= '1') then         -- nobody has read anything yet
   note_gone()
   return {0, 0}
 end
@@ -42,6 +43,7 @@ for _, info in ipairs(groups) do
 end
 local facts = call('XINFO', 'STREAM', stream)
 for i = 1, #facts, 2 do
+  if facts[i] == 'last-generated-id' and not low_ms then low_ms, low_seq = split(facts[i + 1]); low_seq = low_seq + 1 end
   if facts[i] == 'entries-added' and call('EXISTS', KEYS[2]) == 1 then call('HSET', KEYS[2], 'added', facts[i + 1]) end
 end
 local limit, trimmed, length = tonumber(ARGV[3]), 0, call('XLEN', stream)

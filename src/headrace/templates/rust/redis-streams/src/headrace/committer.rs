@@ -213,12 +213,11 @@ async fn send(
                 return Ok(Answer { hold, entries, lost, refused: HashMap::new() });
             }
             Error::Refused { .. } => return Err(error),
-            Error::Grew(_) => {
-                for topic in &topics {
-                    let _asked_again = place.topics.recount(topic).await;
+            Error::Grew(_) | Error::Full(_) | Error::Unreachable(_) => {
+                if place.topics.make_way(&topics, &error).await {
+                    continue;
                 }
             }
-            Error::Full(_) | Error::Unreachable(_) => {}
         }
         let last = leaving.is_cancelled();
         if last && error.is_held_up() {

@@ -45,7 +45,7 @@ const FULL: &[(&str, &str)] = &[
     ("MISCONF", "the server cannot write to its disk and refuses writes; free its disk, nothing was lost"),
     (
         "BACKPRESSURE",
-        "the topic is at its cap; consumers are behind, or a forgotten group holds events back (see `headrace groups`)",
+        "the topic is at its cap; groups are behind, one is forgotten (see `headrace groups`), or there is none (`keep_for_first_group`)",
     ),
 ];
 const NEVER: &[(&str, &str)] = &[

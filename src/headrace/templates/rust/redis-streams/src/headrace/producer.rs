@@ -16,11 +16,12 @@ use tokio::time::{Instant, sleep};
 
 use super::backoff::Backoff;
 use super::error::Error;
-use super::keys::{GroupKeys, PartitionKeys};
+use super::keys::PartitionKeys;
 use super::node::Node;
 use super::parcel::{Parcel, PublishError};
 use super::publisher::Router;
 use super::record::Record;
+use super::retention::make_room;
 use super::scripts::Script;
 use super::topic::Topic;
 use super::{limits, random, runs};
@@ -303,10 +304,10 @@ impl Producer {
                     return Some(*more);
                 }
                 error if error.may_pass() && in_time => {
-                    if matches!(error, Error::Full(_)) {
-                        self.trim().await;
+                    let full = matches!(error, Error::Full(_));
+                    if !(full && make_room(&self.node, &self.topic, &self.keys).await) {
+                        self.backoff.wait(error).await;
                     }
-                    self.backoff.wait(error).await;
                     sent.push_front(batch);
                 }
                 error => {
@@ -334,17 +335,6 @@ impl Producer {
                 "the server has forgotten acknowledged events of this producer (restored, flushed or failed over without \
                  them); going on with new ones. Compare its durability with `headrace doctor`"
             );
-        }
-    }
-
-    async fn trim(&mut self) {
-        let (keep, age) = (self.topic.retain_events.to_string(), millis(self.topic.retain).to_string());
-        let most = (limits::BATCH_RECORDS_MAX * 10).to_string();
-        let nobody = GroupKeys::new(&self.keys.stream, "").record; // in our slot, and within our rights
-        let keys = [self.keys.stream.as_str(), &nobody, &self.keys.packed];
-        let trimmed: Result<Value, Error> = self.node.call(Script::Trim, &keys, &[&keep, &age, &most]).await;
-        if let Err(error) = trimmed {
-            tracing::debug!(stream = self.keys.stream, %error, "not trimmed; the publish is repeated anyway");
         }
     }
 

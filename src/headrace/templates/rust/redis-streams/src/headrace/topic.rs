@@ -16,6 +16,8 @@ pub struct Topic {
     pub retain_events: u64,
     /// ... or they are older than this. An event that a group still needs is never trimmed.
     pub retain: Duration,
+    /// While no group exists, all events are kept for the first to come. False: only the two bounds above decide what is kept.
+    pub keep_for_first_group: bool,
     /// How long an id that a caller gave drops repeats.
     pub id_window: Duration,
 }
@@ -29,6 +31,7 @@ impl Topic {
             cap_events: 10_000_000,
             retain_events: 1_000_000,
             retain: Duration::from_secs(86_400),
+            keep_for_first_group: true,
             id_window: Duration::from_secs(86_400),
         }
     }

@@ -6,8 +6,10 @@ use std::sync::{Arc, Mutex};
 use redis::cmd;
 
 use super::error::Error;
-use super::keys::{GROWN, TOPICS};
+use super::keys::{GROWN, PartitionKeys, TOPICS};
 use super::node::{Node, lock};
+use super::partition::stream_of;
+use super::retention::make_room;
 use super::topic::{Topic, is_name};
 
 /// The topics that this process uses.
@@ -80,6 +82,27 @@ impl Topics {
             lock(&self.counts).insert(topic.name.clone().into_owned(), count);
         }
         Ok(self.count(topic))
+    }
+
+    /// After a commit that was refused because of these topics, which its outputs go to: whether there is room for them now.
+    pub(crate) async fn make_way(&self, topics: &[Topic], error: &Error) -> bool {
+        let mut room = false;
+        for topic in topics {
+            match error {
+                Error::Grew(_) => {
+                    let _asked_again = self.recount(topic).await;
+                }
+                Error::Full(text) => {
+                    let count = self.count(topic);
+                    let streams = (0..count).map(|number| stream_of(&topic.name, number, count));
+                    for full in streams.filter(|stream| text.split(' ').any(|word| word == stream)) {
+                        room |= make_room(&self.node, topic, &PartitionKeys::new(&full)).await;
+                    }
+                }
+                Error::Unreachable(_) | Error::Refused { .. } => {}
+            }
+        }
+        room
     }
 
     /// The topic was deleted on the server: it is registered anew with its next use.

@@ -65,10 +65,9 @@ impl Advance<'_> {
             if !error.may_pass() {
                 return Err(error);
             }
-            if matches!(error, Error::Grew(_)) {
-                for topic in topics_of(batch.items[..step].iter().filter_map(|item| item.outcome.as_ref())) {
-                    let _asked_again = self.topics.recount(&topic).await;
-                }
+            let outcomes = batch.items[..step].iter().filter_map(|item| item.outcome.as_ref());
+            if self.topics.make_way(&topics_of(outcomes), &error).await {
+                continue;
             }
             let leaving = self.leaving.is_cancelled();
             if leaving && error.is_held_up() {
