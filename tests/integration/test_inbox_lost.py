@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -53,6 +54,45 @@ def is_ended_in_other_words(session: Session, other: Connection) -> None:
         raise Refused from e
 
 
+def is_ended_and_rolled_back(session: Session, other: Connection) -> None:
+    """By the database, and the handler puts its session in order."""
+    try:
+        is_ended(session, other)
+    except Exception:
+        session.rollback()
+        raise
+
+
+def is_ended_and_closed(session: Session, other: Connection) -> None:
+    """By the database, and the handler is done with its session."""
+    try:
+        is_ended(session, other)
+    except Exception:
+        session.close()
+        raise
+
+
+def is_ended_and_nobody_tells(session: Session, other: Connection) -> None:
+    """By the database, and the handler goes on as if nothing had happened."""
+    with suppress(Exception):
+        is_ended(session, other)
+
+
+def is_ended_among_others(session: Session, other: Connection) -> None:
+    """By the database, and the error comes with others, as out of a task group."""
+    try:
+        is_ended(session, other)
+    except Exception as e:
+        group = ExceptionGroup("two tasks", [e, ValueError()])
+    raise group
+
+
+def is_ended_in_a_part(session: Session, other: Connection) -> None:
+    """By the database, inside a savepoint."""
+    with session.begin_nested():
+        is_ended(session, other)
+
+
 def is_broken(session: Session, _other: Connection) -> None:
     """As psycopg's is for a moment when a server dies: it takes nothing, and does not know why."""
     half_sent(session)
@@ -76,9 +116,21 @@ def half_sent(session: Session) -> None:
     driver.pgconn.send_query(b"SELECT 1")
 
 
+ENDED = [
+    is_ended,
+    is_ended_before_the_commit,
+    is_ended_in_other_words,
+    is_ended_and_rolled_back,
+    is_ended_and_closed,
+    is_ended_and_nobody_tells,
+    is_ended_among_others,
+    is_ended_in_a_part,
+]
+
+
 @pytest.mark.parametrize(
     ("driver", "its_connection"),
-    [(d, c) for d in DRIVERS for c in (is_ended, is_ended_before_the_commit, is_ended_in_other_words)]
+    [(d, c) for d in DRIVERS for c in ENDED]
     + [(d, c) for d in DRIVERS if "psycopg" in d for c in (is_broken, is_broken_before_the_commit)],
 )
 def test_the_event_waits(postgres: Postgres, driver: str, its_connection: Loses) -> None:
@@ -88,6 +140,14 @@ def test_the_event_waits(postgres: Postgres, driver: str, its_connection: Loses)
 async def leaves_one_running(session: AsyncSession) -> None:
     slow, late = (session.execute(text(f"SELECT pg_sleep({s})")) for s in (0.3, 0))
     await asyncio.gather(slow, asyncio.wait_for(late, 0.1))
+
+
+async def gives_up_while_one_runs(session: AsyncSession) -> None:
+    async def refused() -> None:
+        await asyncio.sleep(0.05)
+        raise Refused
+
+    await asyncio.gather(session.execute(text("SELECT pg_sleep(0.3)")), refused())
 
 
 async def waits_no_longer(session: AsyncSession) -> None:
@@ -100,25 +160,40 @@ async def reaches_for_another(_session: AsyncSession) -> None:
 
 
 @pytest.mark.parametrize("driver", ASYNCHRONOUS)
-@pytest.mark.parametrize("handler", [leaves_one_running, waits_no_longer, reaches_for_another])
+@pytest.mark.parametrize("handler", [leaves_one_running, gives_up_while_one_runs, waits_no_longer, reaches_for_another])
 def test_it_is_the_handlers_fault(postgres: Postgres, driver: str, handler: Callable[..., Any]) -> None:
     """Else its event would come again for ever."""
     (calls, reasons, charges) = playing(postgres, driver, handler, always=True)
     assert (calls, len(reasons), charges) == (1, 1, [])
 
 
+@pytest.mark.parametrize("driver", ASYNCHRONOUS)
+def test_its_transaction_does_not_go_on_in_the_pool(postgres: Postgres, driver: str) -> None:
+    """Else the repeat would wait for the row of the event that it holds."""
+
+    async def once(session: AsyncSession) -> None:
+        raised.append(True)
+        if len(raised) == 1:
+            await gives_up_while_one_runs(session)
+        else:
+            await session.execute(ADD)
+
+    raised: list[bool] = []
+    assert playing(postgres, driver, once, always=True, retry=Retry(attempts=2, first_s=0.01)) == (2, [], ["o-1"])
+
+
 def playing(
-    postgres: Postgres, driver: str, does: Callable[..., Any], *, always: bool = False
+    postgres: Postgres, driver: str, does: Callable[..., Any], *, always: bool = False, retry: Retry | None = None
 ) -> tuple[int, list[str], list[str]]:
     """Handles an event, with the trouble at the first call only; returns calls, reasons of dead letters, and charges."""
     url = f"postgresql+{driver.split(',', maxsplit=1)[0]}://{postgres.address}"
     plain = create_engine(f"postgresql+psycopg://{postgres.address}", isolation_level="AUTOCOMMIT", poolclass=NullPool)
     threads = "threads" in driver
-    engine: Any = create_engine(url, pool_size=1) if threads else create_async_engine(url, pool_size=1)
+    engine: Any = create_engine(url, pool_size=5) if threads else create_async_engine(url, pool_size=5)
     inbox = Inbox(engine)
     app = Headrace("redis://127.0.0.1:1")
     orders = app.topic("orders", Order)
-    subscribe = orders.subscribe("billing", retry=Retry(attempts=1), inbox=inbox)
+    subscribe = orders.subscribe("billing", retry=retry or Retry(attempts=1), inbox=inbox)
     calls = 0
 
     with plain.connect() as other:
@@ -146,6 +221,10 @@ def playing(
                     await ctx.sql.run_sync(lambda session: session.execute(ADD) if calls > 1 else does(session, other))
 
         async def play() -> list[str]:
+            if not threads:
+                async with engine.connect() as one, engine.connect() as two:  # the pool has a choice afterwards
+                    await one.execute(text("SELECT 1"))
+                    await two.execute(text("SELECT 1"))
             async with app.testing() as t:
                 await orders.publish(Order("o-1"))
                 await t.drain()

@@ -22,6 +22,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from headrace.context import Context
 from headrace.errors import ConfigurationError, HandlerError
 from headrace.once import tables
+from headrace.once.losses import Losses
 from headrace.once.unit import AllFailed, Unit
 from headrace.once.verdict import ABORTED, first_line, is_away, sqlstate
 from headrace.transaction import Call, Unavailable
@@ -60,6 +61,7 @@ class Inbox:
         self.keep_s = keep_s
         self.metadata = MetaData()
         self.table = tables.inbox(table, schema, self.metadata)
+        self._losses = Losses()
         self._lock: tuple[asyncio.AbstractEventLoop, asyncio.Lock] | None = None
 
     # One unit
@@ -68,7 +70,7 @@ class Inbox:
         self, topic: str, group: str, contexts: Sequence[Context], call: Call, threads: Threads
     ) -> Sequence[Context]:
         """See transaction.Transactions."""
-        unit = Unit(self.table, topic, group, contexts)
+        unit = Unit(self.table, topic, group, contexts, self._losses)
         with contextlib.suppress(AllFailed):
             if self.asynchronous:
                 await self._run(unit, call)
@@ -80,22 +82,17 @@ class Inbox:
         async with self._alone(), self._sessions() as session:
             try:
                 await self._run_in(session, unit, call)
-            except Unavailable:
-                await session.invalidate()  # not to be rolled back, nor to be used again
+            except (Exception, asyncio.CancelledError):
+                await session.run_sync(unit.take_back)
                 raise
 
     async def _run_in(self, session: AsyncSession, unit: Unit, call: Call) -> None:
         with _ours():
             fresh = await session.run_sync(unit.claim)
         if fresh:
-            try:
-                with _given(session, fresh, session.sync_session):
-                    await call(fresh)
-                    await session.run_sync(unit.flush)
-            except Exception as e:
-                if await session.run_sync(unit.is_lost, e):
-                    raise Unavailable(first_line(e)) from e
-                raise
+            with _unless_lost(unit), _given(session, fresh, session.sync_session):
+                await call(fresh)
+                await session.run_sync(unit.flush)
             with _ours():
                 await session.run_sync(unit.note)
         with _outcome():
@@ -114,8 +111,8 @@ class Inbox:
         with self._sessions() as session:
             try:
                 self._run_here_in(session, unit, call, given_up)
-            except Unavailable:
-                session.invalidate()  # as above
+            except Exception:
+                unit.take_back(session)
                 raise
 
     def _run_here_in(self, session: Session, unit: Unit, call: Call, given_up: Callable[[], bool]) -> None:
@@ -124,14 +121,9 @@ class Inbox:
         if given_up():
             return
         if fresh:
-            try:
-                with _given(session, fresh, session):
-                    call(fresh)
-                    unit.flush(session)
-            except Exception as e:
-                if unit.is_lost(session, e):
-                    raise Unavailable(first_line(e)) from e
-                raise
+            with _unless_lost(unit), _given(session, fresh, session):
+                call(fresh)
+                unit.flush(session)
             with _ours():
                 unit.note(session)
         if not given_up():
@@ -218,6 +210,19 @@ def _given(session: Session | AsyncSession, contexts: Sequence[Context], inner: 
 def _not_theirs(session: Session) -> None:
     if session.get_nested_transaction() is None:
         raise HandlerError("ctx.sql is committed with the ack: the handler may not; parts of it can use begin_nested()")
+
+
+@contextlib.contextmanager
+def _unless_lost(unit: Unit) -> Iterator[None]:
+    """What a handler does: it is to blame, unless the connection was lost, whatever it made of that."""
+    try:
+        yield
+    except Exception as e:
+        if unit.loss:
+            raise Unavailable(unit.loss) from e
+        raise
+    if unit.loss:
+        raise Unavailable(unit.loss)
 
 
 @contextlib.contextmanager

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Sequence
 from typing import Any, Final
 
 import msgspec
-from sqlalchemy import Connection, Table, delete, exc, func, select, update
+from sqlalchemy import Connection, Table, delete, func, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from headrace.backends.contract import Delivery, Effect, Record, Route
 from headrace.context import Context
 from headrace.errors import ConfigurationError, HandlerError
-from headrace.once.verdict import is_loss
+from headrace.once.losses import Losses, Watch
+from headrace.once.verdict import first_line
+
+log = logging.getLogger("headrace")
 
 ID_MAX: Final = 512
 _INSERTS: Final[dict[str, Any]] = {"postgresql": postgresql.insert, "sqlite": sqlite.insert}
@@ -64,22 +68,25 @@ def _commits_by_itself(session: Session) -> bool:
 class Unit:
     """Some events of one group, to be handled in one transaction."""
 
-    def __init__(self, table: Table, topic: str, group: str, contexts: Sequence[Context]) -> None:
-        """`table`: see tables.inbox."""
+    def __init__(self, table: Table, topic: str, group: str, contexts: Sequence[Context], losses: Losses) -> None:
+        """`table`: see tables.inbox. `losses` watches its connection."""
         self._table, self._topic, self._group = table, topic, group
+        self._losses = losses
         self._contexts = contexts
         self._ids = [identity(ctx.delivery, topic) for ctx in contexts]
         self._fresh: list[tuple[str, Context]] = []
         self._transaction: object = None
         self._connection: Connection | None = None
+        self._watch: Watch | None = None
 
     def claim(self, session: Session) -> list[Context]:
         """Notes all of them as handled; returns those that were not before.
 
         A transaction that claims the same waits here until this one ends. What the others were to write with their ack is given to them.
         """
-        table = self._table
-        dialect = session.get_bind().dialect.name
+        self._connection = session.connection()
+        self._watch = self._losses.watch(self._connection)
+        table, dialect = self._table, self._connection.dialect.name
         if dialect not in _INSERTS:
             raise ConfigurationError(f"inbox: expected a database of {' or '.join(_INSERTS)}, got {dialect}")
         rows = [
@@ -97,7 +104,7 @@ class Unit:
             if id_ in new:
                 new.discard(id_)  # a second copy of it in this transaction is a repeat
                 self._fresh.append((id_, ctx))
-        self._transaction, self._connection = session.get_transaction(), session.connection()
+        self._transaction = session.get_transaction()
         return [ctx for _, ctx in self._fresh]
 
     def _remember(self, session: Session, known: Sequence[str]) -> None:
@@ -116,15 +123,21 @@ class Unit:
             raise HandlerError("the handler has rolled ctx.sql back: raise instead, or use begin_nested() for a part")
         session.flush()
 
-    def is_lost(self, session: Session, error: Exception) -> bool:
-        """After a handler that failed: rolls back; whether that was because its connection was lost, so that it is not to blame."""
+    @property
+    def loss(self) -> str:
+        """What was said when its connection was lost, if it was."""
+        return "" if self._watch is None else self._watch.loss
+
+    def take_back(self, session: Session) -> None:
+        """After a failure. A connection that does not roll back is thrown away: its transaction may still be open."""
         connection = self._connection
-        lost = connection is not None and connection.invalidated
+        if connection is None or connection.closed or connection.invalidated:
+            return
         try:
-            session.rollback()
-        except exc.SQLAlchemyError:  # psycopg may lose a connection before it knows
-            lost = True
-        return lost and is_loss(error)
+            connection.connection.rollback()  # the driver's own: the session's would give the connection back even if it fails
+        except Exception as e:  # noqa: BLE001 - whatever drivers raise
+            log.debug("a connection is thrown away, it does not roll back: %s", first_line(e))
+            session.invalidate()
 
     def note(self, session: Session) -> None:
         """After that: what is to leave with the ack, and which events failed one by one.

@@ -8,9 +8,6 @@ from sqlalchemy import exc
 
 _AWAY: Final = ("08", "40", "53", "55", "57", "58")
 """Classes of SQLSTATE: connection, rollback for another transaction, resources, not now, operator, system."""
-_LOST: Final = ("08", "57P")
-"""Of these: connection, and the operator's end of it."""
-_CHAIN_MAX: Final = 20
 ABORTED: Final = "25P02"
 """An earlier statement of the transaction failed."""
 
@@ -26,20 +23,6 @@ def is_away(error: exc.DBAPIError) -> bool:
         return True
     state = sqlstate(error)
     return state.startswith(_AWAY) if state else isinstance(error, exc.OperationalError | exc.InterfaceError)
-
-
-def is_loss(error: BaseException) -> bool:
-    """Whether it, or what it was raised from, may say that a connection was lost: not that somebody has cancelled a statement."""
-    chain: BaseException | None = error
-    for _ in range(_CHAIN_MAX):
-        if chain is None:
-            return False
-        if isinstance(chain, exc.DBAPIError):
-            if state := sqlstate(chain):
-                return state.startswith(_LOST)
-            return chain.connection_invalidated or isinstance(chain, exc.OperationalError)
-        chain = chain.__cause__ or chain.__context__
-    return False
 
 
 def first_line(error: BaseException) -> str:
