@@ -23,7 +23,7 @@ class TopicOptions(TypedDict, total=False):
     cap_events: int
     """publish() waits, then raises Overloaded, while a partition holds that many."""
     retain_events: int
-    """Settled events are kept for replay until a partition holds more than this many ..."""
+    """Settled events are kept for replay, as far as the cap has room for them, until a partition holds more than this many ..."""
     retain_s: float
     """... or they are older than this."""
     keep_for_first_group: bool

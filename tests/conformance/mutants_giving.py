@@ -130,7 +130,7 @@ class WaitsForTheFirstGroup(MemoryServer):
 class NeverTrims(MemoryServer):
     """Nothing is ever trimmed."""
 
-    def trim(self, topic: Topic) -> None:
+    def trim(self, topic: Topic, room: int = 0) -> None:
         return
 
 

@@ -60,7 +60,7 @@ def cap(stream: Stream, load: Load) -> int:
 
 def cap_unread(kept: int) -> int:
     """The same of a topic that keeps at most `kept` while nobody reads it: a little above, so that not every publisher has to make room."""
-    return kept + math.ceil(kept * SPARE_UNREAD)
+    return kept + max(math.ceil(kept * SPARE_UNREAD), 2 * limits.batch_records_max)
 
 
 def _settled(stream: Stream, rate: float) -> float:

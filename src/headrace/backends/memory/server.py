@@ -145,7 +145,7 @@ class MemoryServer:
         return last - first + 1
 
     def _require_room(self, topic: Topic, count: int) -> None:
-        self.trim(topic)
+        self.trim(topic, count)
         cap = topic.route.cap_events
         if len(topic.entries) + count > cap:
             raise Overloaded(
@@ -196,14 +196,14 @@ class MemoryServer:
     def _again(self, group: Group, fields: Fields, attempt: int) -> None:
         group.retry.append(Entry(self._token(), fields, self.now(), attempt=attempt))
 
-    def trim(self, topic: Topic) -> None:
-        """Removes entries that every group has settled and that need not be kept for replay."""
+    def trim(self, topic: Topic, room: int = 0) -> None:
+        """Removes entries that every group has settled and that need not be kept for replay, or that `room` events have no place beside."""
         route, count = topic.route, 0
         if not topic.groups and route.keep_for_first_group:
             return
-        needed = self._keep_from(topic)
+        needed, kept = self._keep_from(topic), min(route.retain_events, route.cap_events - room)
         for entry in topic.entries:
-            many = len(topic.entries) - count > route.retain_events
+            many = len(topic.entries) - count > kept
             if entry.place >= needed or not (many or entry.at_s < self.now() - route.retain_s):
                 break
             count += 1

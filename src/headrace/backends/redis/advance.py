@@ -19,7 +19,7 @@ from headrace.backends.contract import (
     comes_again,
     delivery_of,
 )
-from headrace.backends.redis import retention, settle
+from headrace.backends.redis import settle
 from headrace.backends.redis.client import Client
 from headrace.backends.redis.connection import pack
 from headrace.backends.redis.holding import Holding
@@ -156,7 +156,7 @@ class Advance:
             raise
         except BaseException as e:
             holding.restore(settled)
-            if isinstance(e, BackendError) and await retention.make_way(self._client, writes.routes, e):
+            if isinstance(e, BackendError) and await settle.make_way(self._client, writes, e):
                 return []
             raise
         if answer[0] == 2:  # noqa: PLR2004 - see scripts/advance.lua
@@ -176,7 +176,11 @@ class Advance:
             return ready
         for place, one in enumerate(ready):
             if isinstance(one, Settlement):
-                size += sum(len(r.body) for _, r in one.outputs) + sum(map(len, chain(*one.effects))) + _copied(one)
+                size += (
+                    sum(max(len(r.body), settle.share(to)) for to, r in one.outputs)
+                    + sum(map(len, chain(*one.effects)))
+                    + _copied(one)
+                )
             if size > limits.batch_bytes_max and end:
                 holding.ready = []
                 holding.restore(ready[end:])

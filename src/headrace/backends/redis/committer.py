@@ -19,7 +19,7 @@ from headrace.backends.contract import (
     Verdict,
     delivery_of,
 )
-from headrace.backends.redis import keys, retention, settle
+from headrace.backends.redis import keys, settle
 from headrace.backends.redis.client import Client
 from headrace.backends.redis.connection import pack
 from headrace.backends.redis.replies import Grew, ServerSaid
@@ -75,12 +75,7 @@ class Committer:
             for route, records in settle.elsewhere(writes for _, (_, _, writes) in calls):
                 await self._publish(route, records)
             for hold, call in calls:
-                try:
-                    unsettled += await self._send(hold, *call)
-                except (Grew, Overloaded) as e:
-                    if not await retention.make_way(self._client, call[2].routes, e):
-                        raise
-                    unsettled += await self._send(hold, *call)
+                unsettled += await self._send_with_room(hold, *call)
         finally:
             for one in chain.from_iterable(rich for _, rich in by_hold.values()):
                 if type(one) is Pack:
@@ -130,6 +125,16 @@ class Committer:
                 for d in batch.deliveries
             ]
         )
+
+    async def _send_with_room(
+        self, hold: Hold, plain: Sequence[Delivery], rich: Sequence[settle.Rich], writes: settle.Writes
+    ) -> Sequence[Unsettled]:
+        while True:
+            try:
+                return await self._send(hold, plain, rich, writes)
+            except (Grew, Overloaded) as e:
+                if not await settle.make_way(self._client, writes, e):
+                    raise
 
     async def _send(
         self, hold: Hold, plain: Sequence[Delivery], rich: Sequence[settle.Rich], writes: settle.Writes

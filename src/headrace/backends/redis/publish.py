@@ -347,8 +347,8 @@ class Publisher:
         elif isinstance(error, Grew) and error.partitions:
             self._turn(error.partitions)
         elif (forgotten or isinstance(error, NotConnected | Overloaded)) and self._loop.time() < batch.deadline:
-            full = isinstance(error, Overloaded)
-            if not (full and await retention.make_room(self._client, self._route, self._stream)):
+            full, count = isinstance(error, Overloaded), len(batch.records)
+            if not (full and await retention.make_room(self._client, self._route, self._stream, count)):
                 await self._backoff.wait(error)
         else:
             self._sent.popleft()

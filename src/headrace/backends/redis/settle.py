@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from msgspec import structs
@@ -10,9 +11,12 @@ from headrace import limits
 from headrace.backends.contract import Delivery, Record, Route, Settled, Settlement, Unsettled, Verdict
 from headrace.backends.entry import copy_of, derived_id, fields_of
 from headrace.backends.partition import partition_of
-from headrace.backends.redis import keys
+from headrace.backends.redis import keys, retention
+from headrace.backends.redis.client import Client
 from headrace.backends.redis.publish import due
+from headrace.backends.redis.replies import Grew
 from headrace.backends.redis.slots import Pack
+from headrace.errors import BackendError
 
 Apart = Callable[[bytes, bytes], bool]
 """Whether two keys live in different slots of a Cluster."""
@@ -71,9 +75,11 @@ class Writes:
         self.keys: list[bytes] = []
         self.words: list[bytes] = []
         self.size = 0
-        """Bytes of what they carry, about."""
+        """Bytes of what they carry, about; an output counts for its `share` at least."""
         self.routes: dict[str, Route] = {}
-        """Of the partitions that get an output with the call."""
+        """Of the partitions that get an output with the call ..."""
+        self.events: dict[str, int] = {}
+        """... and how many."""
         self.elsewhere: list[tuple[Route, Record]] = []
         """Outputs whose partitions live on other servers, with identities that drop repeats: to be published before the call is sent."""
         self.retry_ms: int | None = None
@@ -118,9 +124,10 @@ class Writes:
                 if partitions > 1:  # when the topic has grown, a repeat may meet it on another server
                     given = given or identity
             head = self._outputs.get(stream) or self._place_route(route, stream, partitions)
+            self.events[stream] = self.events.get(stream, 0) + 1
             fields = fields_of(record, identity)
             words += (*head, given, due(record), b"%d" % len(fields), *fields)
-            self.size += sum(map(len, fields))
+            self.size += max(sum(map(len, fields)), share(route))
         verdict, delay_ms = settlement.verdict, settlement.delay_ms
         if self._aside and verdict in (Verdict.RETRY, Verdict.RETURN):
             again = verdict is Verdict.RETRY
@@ -152,6 +159,22 @@ class Writes:
         self.routes[stream] = route
         self.keys += (own.stream, own.delayed, own.ids, own.packed)
         return head
+
+
+async def make_way(client: Client, writes: Writes, error: BackendError) -> bool:
+    """After a commit that was refused because of its outputs' topics: whether there is more room for them now."""
+    if isinstance(error, Grew):
+        for topic in {route.topic for route in writes.routes.values()}:
+            await client.recount(topic)
+    full = re.search(r"\[BACKPRESSURE (\S+) ", str(error))
+    if full is None or full[1] not in writes.routes:
+        return False
+    return await retention.make_room(client, writes.routes[full[1]], full[1], writes.events[full[1]])
+
+
+def share(route: Route) -> int:
+    """Bytes of a call that an output counts for at least, so that all the outputs of a call fit into their topics."""
+    return limits.batch_bytes_max // max(min(limits.batch_records_max, route.cap_events // 2), 1)
 
 
 def stream_of(route: Route, record: Record, identity: bytes, partitions: int) -> str:

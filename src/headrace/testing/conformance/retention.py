@@ -18,6 +18,8 @@ from headrace.testing.conformance.stage import (
 
 SMALL = Route("orders", cap_events=10, retain_events=2)
 NOBODYS = Route("bills", cap_events=40, retain_events=10, keep_for_first_group=False)
+CLOSE = Route("orders", cap_events=20, retain_events=1_000)
+NOBODYS_CLOSE = Route("bills", cap_events=40, retain_events=1_000, keep_for_first_group=False)
 SHORT = Route("orders", retain_events=5)
 
 
@@ -124,7 +126,7 @@ async def write_outputs(stage: Stage, feed: Feed) -> None:
 
 async def commit_with(stage: Stage, feed: Feed, got: Delivery) -> None:
     """As the runtime does: repeated while it has to wait for room."""
-    settled = [Settlement(got, outputs=[(NOBODYS, Record(got.get(b"data") or b""))])]
+    settled = [Settlement(got, outputs=[(NOBODYS_CLOSE, Record(got.get(b"data") or b""))])]
     waited = 0.0
     while True:
         try:
@@ -133,6 +135,17 @@ async def commit_with(stage: Stage, feed: Feed, got: Delivery) -> None:
             expect(waited < PATIENCE_S, f"nobody reads the topic, yet there is no room in it: {e}")
             await stage.elapse(STEP_S)
             waited += STEP_S
+
+
+async def what_is_kept_for_replay_gives_way(stage: Stage) -> None:
+    """A topic that is at its cap with settled events has room, however many of them were to be kept."""
+    feed = await stage.worker(route=CLOSE)
+    for n in range(6):
+        await stage.publish(*numbered(6, b"%d " % n), route=CLOSE)
+        await stage.drain(feed, 6)
+    letters = await stage.inspector.read("orders", count=100)
+    expect_same("the newest event", letters[-1].data, b"5 5")
+    expect(len(letters) <= CLOSE.cap_events, f"{CLOSE.cap_events} events at most: {len(letters)}")
 
 
 async def expect_nobodys(stage: Stage, newest: bytes) -> None:
@@ -148,6 +161,7 @@ SCENARIOS = scenarios(
     settled_events_are_trimmed,
     nothing_is_trimmed_before_a_group_exists,
     what_nobody_waits_for_does_not_fill_its_topic,
+    what_is_kept_for_replay_gives_way,
     (an_output_that_nobody_waits_for_is_written, "outputs"),
     (an_output_that_nobody_waits_for_is_written_in_order, "outputs", "ordered"),
 )

@@ -178,14 +178,15 @@ impl<'a> Writes<'a> {
     }
 }
 
-/// The topics that get an output.
-pub(crate) fn topics_of<'a>(outcomes: impl Iterator<Item = &'a Outcome>) -> Vec<Topic> {
-    let mut out: Vec<Topic> = Vec::new();
+/// The topics that get an output, and how many each.
+pub(crate) fn outputs_of<'a>(outcomes: impl Iterator<Item = &'a Outcome>) -> Vec<(Topic, usize)> {
+    let mut out: Vec<(Topic, usize)> = Vec::new();
     for outcome in outcomes {
         if let Outcome::Wrote { outputs, .. } = outcome {
             for (topic, _) in outputs {
-                if !out.contains(topic) {
-                    out.push(topic.clone());
+                match out.iter_mut().find(|(known, _)| known == topic) {
+                    Some((_, events)) => *events += 1,
+                    None => out.push((topic.clone(), 1)),
                 }
             }
         }
@@ -205,12 +206,16 @@ pub(crate) fn one_call(entries: &mut Vec<Entry>) -> Vec<Entry> {
     std::mem::replace(entries, rest)
 }
 
-/// How much a call carries of an event, in bytes, about.
+/// How much a call carries of an event, in bytes, about. An output counts for so much at least that all those of a call fit into its topic.
 pub(crate) fn weight(event: &Event, outcome: &Outcome) -> usize {
     match outcome {
         Outcome::Done => 0,
         Outcome::Wrote { outputs, effects } => {
-            let outputs = outputs.iter().map(|(_, record)| record.body.len() + 64);
+            let outputs = outputs.iter().map(|(topic, record)| {
+                let most = usize::try_from(topic.cap_events / 2).unwrap_or(usize::MAX);
+                let share = limits::BATCH_BYTES_MAX / most.clamp(1, limits::BATCH_RECORDS_MAX);
+                share.max(record.body.len() + 64)
+            });
             let effects =
                 effects.iter().flat_map(|effect| &effect.arguments).map(|argument| argument.len() + 8);
             outputs.chain(effects).sum()

@@ -191,9 +191,9 @@ async fn send(
     leaving: CancellationToken,
 ) -> Result<Answer, Error> {
     let mut backoff = Backoff::new(format!("committing to {}", place.stream()));
-    let topics = commit::topics_of(entries.iter().flat_map(Entry::settlements).map(|one| &one.outcome));
+    let outputs = commit::outputs_of(entries.iter().flat_map(Entry::settlements).map(|one| &one.outcome));
     loop {
-        let error = match attempt(&place, hold, &entries, &topics).await {
+        let error = match attempt(&place, hold, &entries, &outputs).await {
             Ok(reply) => {
                 backoff.over();
                 return answer(hold, entries, reply);
@@ -214,7 +214,7 @@ async fn send(
             }
             Error::Refused { .. } => return Err(error),
             Error::Grew(_) | Error::Full(_) | Error::Unreachable(_) => {
-                if place.topics.make_way(&topics, &error).await {
+                if place.topics.make_way(&outputs, &error).await {
                     continue;
                 }
             }
@@ -236,9 +236,9 @@ async fn attempt(
     place: &Arc<Place>,
     hold: Hold,
     entries: &[Entry],
-    topics: &[Topic],
+    outputs: &[(Topic, usize)],
 ) -> Result<Value, Error> {
-    for topic in topics {
+    for (topic, _) in outputs {
         place.topics.register(topic).await?;
     }
     let count = |topic: &Topic| place.topics.count(topic);

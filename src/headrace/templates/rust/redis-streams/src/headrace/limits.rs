@@ -53,6 +53,8 @@ pub(crate) const ASK_AGAIN: Duration = Duration::from_secs(1);
 pub(crate) const DRAINED: Duration = Duration::from_millis(200);
 /// How often a worker looks for what nobody has told it of.
 pub(crate) const SWEEP: Duration = Duration::from_secs(60);
+/// Events that may be missing from what was trimmed of packed entries: two of them, as writers pack them.
+pub(crate) const PACKED_SPARE: u64 = 200;
 /// Entries trimmed in one call.
 pub(crate) const TRIM_RECORDS: usize = 100_000;
 /// How long a stopping worker tries to hand back what is left.

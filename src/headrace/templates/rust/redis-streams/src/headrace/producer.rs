@@ -305,7 +305,7 @@ impl Producer {
                 }
                 error if error.may_pass() && in_time => {
                     let full = matches!(error, Error::Full(_));
-                    if !(full && make_room(&self.node, &self.topic, &self.keys).await) {
+                    if !(full && make_room(&self.node, &self.topic, &self.keys, batch.records).await) {
                         self.backoff.wait(error).await;
                     }
                     sent.push_front(batch);

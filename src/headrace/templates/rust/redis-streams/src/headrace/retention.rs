@@ -14,20 +14,32 @@ pub(crate) async fn trim(
     keys: &PartitionKeys,
     group: &GroupKeys,
 ) -> Result<(), Error> {
-    while trim_some(node, topic, keys, group, limits::TRIM_RECORDS).await?.1 != 0 {}
+    let kept = topic.retain_events;
+    while trim_some(node, topic, keys, group, kept, limits::TRIM_RECORDS).await?.1 != 0 {}
     Ok(())
 }
 
-/// For who was refused because the partition is full, and repeats it anyway: whether there is room now.
-pub(crate) async fn make_room(node: &Node, topic: &Topic, keys: &PartitionKeys) -> bool {
+/// For who was refused these events because the partition is full, and repeats that anyway: whether there is more room now. What is
+/// kept for replay gives way to what comes.
+pub(crate) async fn make_room(node: &Node, topic: &Topic, keys: &PartitionKeys, events: usize) -> bool {
     let nobody = GroupKeys::new(&keys.stream, ""); // in its slot, and within our rights
-    match trim_some(node, topic, keys, &nobody, limits::BATCH_RECORDS_MAX * 10).await {
-        Ok((trimmed, _)) => trimmed > 0,
-        Err(error) => {
-            tracing::debug!(stream = keys.stream, %error, "not trimmed; what was refused is repeated anyway");
-            false
+    for spare in [0, limits::PACKED_SPARE] {
+        let needed = (events as u64).saturating_add(spare);
+        let kept = topic.retain_events.min(topic.cap_events.saturating_sub(needed));
+        match trim_some(node, topic, keys, &nobody, kept, limits::BATCH_RECORDS_MAX * 10).await {
+            Ok((0, _)) => {}
+            Ok(_) => return true,
+            Err(error @ Error::Refused { .. }) => {
+                tracing::warn!(stream = keys.stream, %error, "not trimmed: now only a worker can make room");
+                return false;
+            }
+            Err(error) => {
+                tracing::debug!(stream = keys.stream, %error, "not trimmed; what was refused is repeated anyway");
+                return false;
+            }
         }
     }
+    false
 }
 
 /// How many were trimmed; 1 if there is more.
@@ -36,10 +48,11 @@ async fn trim_some(
     topic: &Topic,
     keys: &PartitionKeys,
     group: &GroupKeys,
+    kept: u64,
     most: usize,
 ) -> Result<(i64, i64), Error> {
     let keys = [keys.stream.as_str(), &group.record, &keys.packed];
-    let (keep, age) = (topic.retain_events.to_string(), topic.retain.as_millis().to_string());
+    let age = topic.retain.as_millis().to_string();
     let unread = if topic.keep_for_first_group { "0" } else { "1" };
-    node.call(Script::Trim, &keys, &[&keep, &age, &most.to_string(), unread]).await
+    node.call(Script::Trim, &keys, &[&kept.to_string(), &age, &most.to_string(), unread]).await
 }

@@ -12,7 +12,7 @@ pub struct Topic {
     pub partitions: u32,
     /// Publishing waits when the topic holds this many events.
     pub cap_events: u64,
-    /// Settled events are kept for replay until the topic holds more than this many ...
+    /// Settled events are kept for replay, as far as the cap has room for them, until the topic holds more than this many ...
     pub retain_events: u64,
     /// ... or they are older than this. An event that a group still needs is never trimmed.
     pub retain: Duration,

@@ -84,10 +84,10 @@ impl Topics {
         Ok(self.count(topic))
     }
 
-    /// After a commit that was refused because of these topics, which its outputs go to: whether there is room for them now.
-    pub(crate) async fn make_way(&self, topics: &[Topic], error: &Error) -> bool {
+    /// After a commit that was refused because of the topics of its outputs: whether there is more room for them now.
+    pub(crate) async fn make_way(&self, outputs: &[(Topic, usize)], error: &Error) -> bool {
         let mut room = false;
-        for topic in topics {
+        for (topic, events) in outputs {
             match error {
                 Error::Grew(_) => {
                     let _asked_again = self.recount(topic).await;
@@ -96,7 +96,7 @@ impl Topics {
                     let count = self.count(topic);
                     let streams = (0..count).map(|number| stream_of(&topic.name, number, count));
                     for full in streams.filter(|stream| text.split(' ').any(|word| word == stream)) {
-                        room |= make_room(&self.node, topic, &PartitionKeys::new(&full)).await;
+                        room |= make_room(&self.node, topic, &PartitionKeys::new(&full), *events).await;
                     }
                 }
                 Error::Unreachable(_) | Error::Refused { .. } => {}

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::headrace::backoff::Backoff;
-use crate::headrace::commit::{Writes, topics_of};
+use crate::headrace::commit::{Writes, outputs_of};
 use crate::headrace::error::Error;
 use crate::headrace::execute::judge;
 use crate::headrace::handler::Failure;
@@ -66,7 +66,7 @@ impl Advance<'_> {
                 return Err(error);
             }
             let outcomes = batch.items[..step].iter().filter_map(|item| item.outcome.as_ref());
-            if self.topics.make_way(&topics_of(outcomes), &error).await {
+            if self.topics.make_way(&outputs_of(outcomes), &error).await {
                 continue;
             }
             let leaving = self.leaving.is_cancelled();
@@ -89,7 +89,7 @@ impl Advance<'_> {
         if step.is_empty() {
             return Ok(None);
         }
-        for topic in topics_of(items.iter().filter_map(|item| item.outcome.as_ref())) {
+        for (topic, _) in outputs_of(items.iter().filter_map(|item| item.outcome.as_ref())) {
             self.topics.register(&topic).await?;
         }
         let call = {
