@@ -133,8 +133,8 @@ class Advance:
             if holding.lost:
                 holding.restore(settled)
                 return []
-            for route in writes.routes.values():
-                await self._client.register(route)
+            for target in writes.targets.values():
+                await self._client.register(target.route)
             last = settled[-1] if settled else None
             cursor = delivery_of(last).token.partition(b"/")[0] if last is not None else holding.cursor
             entries = len({_entry(s) for s in settled}) if holding.packed else len(settled)

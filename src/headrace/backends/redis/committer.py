@@ -140,8 +140,8 @@ class Committer:
         self, hold: Hold, plain: Sequence[Delivery], rich: Sequence[settle.Rich], writes: settle.Writes
     ) -> Sequence[Unsettled]:
         count = len(plain) + len(rich)
-        for route in writes.routes.values():
-            await self._client.register(route)
+        for target in writes.targets.values():
+            await self._client.register(target.route)
         wire = await self._client.wire(self._place)
         provable = count >= _PROOF_MIN and hold.slot.commits is wire
         believed = hold.held - hold.in_flight if provable else -1

@@ -59,6 +59,18 @@ def token(entry: Delivery | Rich) -> bytes:
     return entry.delivery.token if isinstance(entry, Settlement) else entry.token
 
 
+class Target:
+    """A partition that gets outputs."""
+
+    __slots__ = ("events", "head", "route", "share")
+
+    def __init__(self, route: Route, head: tuple[bytes, ...], share: int) -> None:
+        """`head`: the first words of an output: the place of its stream (its delayed, ids and packed follow), cap, window, partitions."""
+        self.route, self.head, self.share = route, head, share
+        self.events = 0
+        """How many."""
+
+
 class Writes:
     """The writes of one call: words for ARGV, and the keys that they name by their place among KEYS; and what has to be published before it.
 
@@ -76,16 +88,13 @@ class Writes:
         self.words: list[bytes] = []
         self.size = 0
         """Bytes of what they carry, about; an output counts for its `share` at least."""
-        self.routes: dict[str, Route] = {}
-        """Of the partitions that get an output with the call ..."""
-        self.events: dict[str, int] = {}
-        """... and how many."""
+        self.targets: dict[str, Target] = {}
+        """The partitions that get an output with the call."""
         self.elsewhere: list[tuple[Route, Record]] = []
         """Outputs whose partitions live on other servers, with identities that drop repeats: to be published before the call is sent."""
         self.retry_ms: int | None = None
         """When the first retry is due."""
         self._effects: dict[bytes, bytes] = {}
-        self._outputs: dict[str, tuple[bytes, ...]] = {}
 
     def anew(self) -> Writes:
         """Others of the same attempt, none yet: each output goes where it would go here."""
@@ -115,7 +124,8 @@ class Writes:
             self.size += sum(map(len, effect))
         for n, (route, record) in enumerate(settlement.outputs):
             identity = derived_id(delivery, self.group, n)
-            partitions, given = self._counts.of(route), record.id or b""
+            partitions = 1 if route.partitions == 1 else self._counts.of(route)  # a topic of one never grows
+            given = record.id or b""
             stream = stream_of(route, record, identity, partitions)
             if self._apart is not None:
                 if self._apart(self._stream, stream.encode()):
@@ -123,11 +133,12 @@ class Writes:
                     continue
                 if partitions > 1:  # when the topic has grown, a repeat may meet it on another server
                     given = given or identity
-            head = self._outputs.get(stream) or self._place_route(route, stream, partitions)
-            self.events[stream] = self.events.get(stream, 0) + 1
+            target = self.targets.get(stream) or self._place_target(route, stream, partitions)
+            target.events += 1
             fields = fields_of(record, identity)
-            words += (*head, given, due(record), b"%d" % len(fields), *fields)
-            self.size += max(sum(map(len, fields)), share(route))
+            words += (*target.head, given, due(record), b"%d" % len(fields), *fields)
+            size = sum(map(len, fields))
+            self.size += max(target.share, size)
         verdict, delay_ms = settlement.verdict, settlement.delay_ms
         if self._aside and verdict in (Verdict.RETRY, Verdict.RETURN):
             again = verdict is Verdict.RETRY
@@ -151,25 +162,24 @@ class Writes:
         self.keys.append(key)
         return place
 
-    def _place_route(self, route: Route, stream: str, partitions: int) -> tuple[bytes, ...]:
-        """The first words of an output: the place of its stream (its delayed, ids and packed follow), cap, window, partitions."""
+    def _place_target(self, route: Route, stream: str, partitions: int) -> Target:
         place, own = b"%d" % (_FIRST_PLACE + len(self.keys)), keys.partition(stream)
         head = (b"O", place, b"%d" % route.cap_events, b"%d" % int(route.id_window_s * 1000), b"%d" % partitions)
-        self._outputs[stream] = head
-        self.routes[stream] = route
+        target = self.targets[stream] = Target(route, head, share(route))
         self.keys += (own.stream, own.delayed, own.ids, own.packed)
-        return head
+        return target
 
 
 async def make_way(client: Client, writes: Writes, error: BackendError) -> bool:
     """After a commit that was refused because of its outputs' topics: whether there is more room for them now."""
     if isinstance(error, Grew):
-        for topic in {route.topic for route in writes.routes.values()}:
+        for topic in {target.route.topic for target in writes.targets.values()}:
             await client.recount(topic)
     full = re.search(r"\[BACKPRESSURE (\S+) ", str(error))
-    if full is None or full[1] not in writes.routes:
+    target = None if full is None else writes.targets.get(full[1])
+    if full is None or target is None:
         return False
-    return await retention.make_room(client, writes.routes[full[1]], full[1], writes.events[full[1]])
+    return await retention.make_room(client, target.route, full[1], target.events)
 
 
 def share(route: Route) -> int:
