@@ -158,7 +158,7 @@ class Shop:
         finally:
             await pump.drain(5.0)
             await running
-            threads.shutdown(wait=False)
+            await asyncio.to_thread(threads.shutdown)  # they give their connections back to the pool
 
     @asynccontextmanager
     async def executor(self) -> AsyncIterator[Executor]:

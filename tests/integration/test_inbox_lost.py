@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from msgspec import Struct
 from sqlalchemy import Connection, create_engine, text
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool
@@ -154,17 +155,51 @@ async def waits_no_longer(session: AsyncSession) -> None:
     await asyncio.wait_for(session.execute(text("SELECT pg_sleep(10)")), 0.1)
 
 
+FOREIGN = text("DO $$ BEGIN RAISE EXCEPTION 'could not connect to server elsewhere' USING ERRCODE = '08001'; END $$")
+"""As a foreign table says it whose server is away."""
+
+
+async def asks_too_much(session: AsyncSession) -> None:
+    many = {f"p{n}": n for n in range(70_000)}
+    await session.execute(text(f"SELECT 1 WHERE 1 IN ({', '.join(f':{name}' for name in many)})"), many)
+
+
+async def reads_a_foreign_table(session: AsyncSession) -> None:
+    await session.execute(FOREIGN)
+
+
 async def reaches_for_another(_session: AsyncSession) -> None:
     async with create_async_engine("postgresql+psycopg://127.0.0.1:1/elsewhere", poolclass=NullPool).connect():
         raise AssertionError
 
 
 @pytest.mark.parametrize("driver", ASYNCHRONOUS)
-@pytest.mark.parametrize("handler", [leaves_one_running, gives_up_while_one_runs, waits_no_longer, reaches_for_another])
+@pytest.mark.parametrize(
+    "handler",
+    [
+        leaves_one_running,
+        gives_up_while_one_runs,
+        waits_no_longer,
+        reaches_for_another,
+        reads_a_foreign_table,
+        asks_too_much,
+    ],
+)
 def test_it_is_the_handlers_fault(postgres: Postgres, driver: str, handler: Callable[..., Any]) -> None:
     """Else its event would come again for ever."""
     (calls, reasons, charges) = playing(postgres, driver, handler, always=True)
     assert (calls, len(reasons), charges) == (1, 1, [])
+
+
+@pytest.mark.parametrize("driver", ASYNCHRONOUS)
+def test_a_part_may_fail_for_another_server(postgres: Postgres, driver: str) -> None:
+    async def falls_back(session: AsyncSession) -> None:
+        with suppress(DBAPIError):
+            async with session.begin_nested():
+                await session.execute(FOREIGN)
+        await session.execute(ADD)
+
+    assert playing(postgres, driver, falls_back, always=True) == (1, [], ["o-1"])
 
 
 @pytest.mark.parametrize("driver", ASYNCHRONOUS)
@@ -229,11 +264,11 @@ def playing(
                 await orders.publish(Order("o-1"))
                 await t.drain()
                 reasons = [letter.reason for letter in await t.dead(orders, "billing")]
-            if threads:
-                engine.dispose()
-            else:
+            if not threads:
                 await engine.dispose()
             return reasons
 
         reasons = asyncio.run(play())
+        if threads:
+            engine.dispose()
         return calls, reasons, [row[0] for row in other.execute(text("SELECT id FROM charges"))]

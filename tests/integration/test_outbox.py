@@ -76,10 +76,13 @@ class Database:
             return connection.execute(text(query)).scalar()
 
     async def aclose(self) -> None:
+        if not self.threads:
+            await self.engine.dispose()
+
+    def close(self) -> None:
+        """After the event loop, which waits for its threads: they give their connections back to the pool."""
         if self.threads:
             self.engine.dispose()
-        else:
-            await self.engine.dispose()
 
 
 @pytest.fixture(params=DATABASES, ids=lambda name: name.replace(", ", "-"))
@@ -125,7 +128,10 @@ def playing(live: Server, database: Database, play: Callable[[Shop], Awaitable[N
         finally:
             await database.aclose()
 
-    asyncio.run(run())
+    try:
+        asyncio.run(run())
+    finally:
+        database.close()
 
 
 def sent(live: Server) -> dict[str, list[int]]:

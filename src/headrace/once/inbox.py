@@ -22,7 +22,6 @@ from sqlalchemy.orm import Session, sessionmaker
 from headrace.context import Context
 from headrace.errors import ConfigurationError, HandlerError
 from headrace.once import tables
-from headrace.once.losses import Losses
 from headrace.once.unit import AllFailed, Unit
 from headrace.once.verdict import ABORTED, first_line, is_away, sqlstate
 from headrace.transaction import Call, Unavailable
@@ -61,7 +60,6 @@ class Inbox:
         self.keep_s = keep_s
         self.metadata = MetaData()
         self.table = tables.inbox(table, schema, self.metadata)
-        self._losses = Losses()
         self._lock: tuple[asyncio.AbstractEventLoop, asyncio.Lock] | None = None
 
     # One unit
@@ -70,7 +68,7 @@ class Inbox:
         self, topic: str, group: str, contexts: Sequence[Context], call: Call, threads: Threads
     ) -> Sequence[Context]:
         """See transaction.Transactions."""
-        unit = Unit(self.table, topic, group, contexts, self._losses)
+        unit = Unit(self.table, topic, group, contexts)
         with contextlib.suppress(AllFailed):
             if self.asynchronous:
                 await self._run(unit, call)

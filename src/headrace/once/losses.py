@@ -13,8 +13,10 @@ from sqlalchemy.engine import ExceptionContext
 
 from headrace.once.verdict import first_line, sqlstate
 
-_ENDED = ("08", "57P")
-"""Classes of SQLSTATE: connection, and the operator's end of it."""
+_ENDED = "57P"
+"""SQLSTATEs of a server that is going down or was told to end the connection."""
+_watches: weakref.WeakKeyDictionary[Connection, Watch] = weakref.WeakKeyDictionary()
+_dialects: weakref.WeakSet[Dialect] = weakref.WeakSet()
 
 
 class Watch:
@@ -36,30 +38,31 @@ class Watch:
             context.is_disconnect = True
 
 
-class Losses:
-    """Watches of the connections of some engines."""
+def watch(connection: Connection) -> Watch:
+    """From now on."""
+    if connection.dialect not in _dialects:
+        _dialects.add(connection.dialect)
+        event.listen(connection.engine, "handle_error", _see)
+    watch = _watches[connection] = Watch()
+    return watch
 
-    def __init__(self) -> None:
-        """None yet."""
-        self._watches: weakref.WeakKeyDictionary[Connection, Watch] = weakref.WeakKeyDictionary()
-        self._dialects: weakref.WeakSet[Dialect] = weakref.WeakSet()
 
-    def watch(self, connection: Connection) -> Watch:
-        """From now on."""
-        if connection.dialect not in self._dialects:
-            self._dialects.add(connection.dialect)
-            event.listen(connection.engine, "handle_error", self._see)
-        watch = self._watches[connection] = Watch()
-        return watch
-
-    def _see(self, context: ExceptionContext) -> None:
-        watch = None if context.connection is None else self._watches.get(context.connection)
-        if watch is not None:
-            watch.see(context)
+def _see(context: ExceptionContext) -> None:
+    watch = None if context.connection is None else _watches.get(context.connection)
+    if watch is not None:
+        watch.see(context)
 
 
 def _is_loss(context: ExceptionContext, error: exc.DBAPIError) -> bool:
-    """`is_disconnect` does not tell all: psycopg may fail on a lost connection before it says that it is broken."""
-    if state := sqlstate(error):
+    """What the error says is not enough: a handler's statement can bring about errors of connections, of another server for instance."""
+    state = sqlstate(error)
+    if state and not state.startswith("08"):
         return state.startswith(_ENDED)
-    return context.is_disconnect or (context.dialect.name == "postgresql" and isinstance(error, exc.OperationalError))
+    return context.is_disconnect or _is_stuck(context.connection)
+
+
+def _is_stuck(connection: Connection | None) -> bool:
+    """Whether psycopg waits for an answer on it: it may fail on a lost connection before it says that it is broken."""
+    info = None if connection is None else getattr(connection.connection.driver_connection, "info", None)
+    status = getattr(info, "transaction_status", None)
+    return status is not None and status.name in ("ACTIVE", "UNKNOWN")

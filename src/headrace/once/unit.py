@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 from headrace.backends.contract import Delivery, Effect, Record, Route
 from headrace.context import Context
 from headrace.errors import ConfigurationError, HandlerError
-from headrace.once.losses import Losses, Watch
+from headrace.once import losses
 from headrace.once.verdict import first_line
 
 log = logging.getLogger("headrace")
@@ -68,16 +68,15 @@ def _commits_by_itself(session: Session) -> bool:
 class Unit:
     """Some events of one group, to be handled in one transaction."""
 
-    def __init__(self, table: Table, topic: str, group: str, contexts: Sequence[Context], losses: Losses) -> None:
-        """`table`: see tables.inbox. `losses` watches its connection."""
+    def __init__(self, table: Table, topic: str, group: str, contexts: Sequence[Context]) -> None:
+        """`table`: see tables.inbox."""
         self._table, self._topic, self._group = table, topic, group
-        self._losses = losses
         self._contexts = contexts
         self._ids = [identity(ctx.delivery, topic) for ctx in contexts]
         self._fresh: list[tuple[str, Context]] = []
         self._transaction: object = None
         self._connection: Connection | None = None
-        self._watch: Watch | None = None
+        self._watch: losses.Watch | None = None
 
     def claim(self, session: Session) -> list[Context]:
         """Notes all of them as handled; returns those that were not before.
@@ -85,7 +84,7 @@ class Unit:
         A transaction that claims the same waits here until this one ends. What the others were to write with their ack is given to them.
         """
         self._connection = session.connection()
-        self._watch = self._losses.watch(self._connection)
+        self._watch = losses.watch(self._connection)
         table, dialect = self._table, self._connection.dialect.name
         if dialect not in _INSERTS:
             raise ConfigurationError(f"inbox: expected a database of {' or '.join(_INSERTS)}, got {dialect}")
@@ -135,9 +134,11 @@ class Unit:
             return
         try:
             connection.connection.rollback()  # the driver's own: the session's would give the connection back even if it fails
-        except Exception as e:  # noqa: BLE001 - whatever drivers raise
+        except BaseException as e:  # whatever drivers raise, or cut off while it waits
             log.debug("a connection is thrown away, it does not roll back: %s", first_line(e))
             session.invalidate()
+            if not isinstance(e, Exception):
+                raise
 
     def note(self, session: Session) -> None:
         """After that: what is to leave with the ack, and which events failed one by one.

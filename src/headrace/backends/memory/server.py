@@ -201,7 +201,9 @@ class MemoryServer:
         route, count = topic.route, 0
         if not topic.groups and route.keep_for_first_group:
             return
-        needed, kept = self._keep_from(topic), min(route.retain_events, route.cap_events - room)
+        needed, kept = self._keep_from(topic), route.retain_events
+        if room <= route.cap_events:  # else nothing helps
+            kept = min(kept, route.cap_events - room)
         for entry in topic.entries:
             many = len(topic.entries) - count > kept
             if entry.place >= needed or not (many or entry.at_s < self.now() - route.retain_s):

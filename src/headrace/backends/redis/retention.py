@@ -25,14 +25,15 @@ async def trim(client: Client, route: Route, stream: str, record: bytes, most: i
 async def make_room(client: Client, route: Route, stream: str, events: int) -> bool:
     """For who was refused `events` because a partition is full, and repeats that anyway: whether there is more room now.
 
-    What is kept for replay gives way to what comes. Never raises.
+    What is kept for replay gives way to what comes, unless that would not help. Never raises.
     """
     nobodys = keys.group(
         stream, ""
     ).record  # any other could be in another slot of a Cluster or out of the user's rights
     try:
         for spare in (0, 2 * limits.packing_records):  # of packed entries, rather one less is trimmed
-            kept = max(min(route.retain_events, route.cap_events - events - spare), 0)
+            room = route.cap_events - events - spare
+            kept = min(route.retain_events, max(room, 0)) if events <= route.cap_events else route.retain_events
             trimmed, _ = await _trim(client, route, stream, nobodys, limits.batch_records_max * 10, kept)
             if trimmed:
                 return True

@@ -238,13 +238,18 @@ def at_fault(pack: Pack, writes: Writes, place: int) -> bytes:
 def calls(
     plain: Sequence[Delivery], rich: Sequence[Rich], empty: Callable[[], Writes]
 ) -> Iterator[tuple[Sequence[Delivery], Sequence[Rich], Writes]]:
-    """Splits a batch into calls of about `limits.batch_bytes_max` of writes."""
+    """Splits a batch into calls of up to `limits.batch_bytes_max` of writes; an entry with more is a call of its own."""
     start = 0
     while start < len(rich):
-        writes, end = empty(), start
-        while end < len(rich) and writes.size < limits.batch_bytes_max:
+        writes, end, expected = empty(), start, 0
+        while end < len(rich) and writes.size + expected <= limits.batch_bytes_max:
             writes.add(rich[end])
             end += 1
+            expected = writes.size // (end - start)
+        if writes.size > limits.batch_bytes_max and end > start + 1:  # the last one was larger than the others
+            writes, end = empty(), end - 1
+            for one in rich[start:end]:
+                writes.add(one)
         yield plain, rich[start:end], writes
         plain, start = (), end
     if plain:

@@ -20,12 +20,14 @@ pub(crate) async fn trim(
 }
 
 /// For who was refused these events because the partition is full, and repeats that anyway: whether there is more room now. What is
-/// kept for replay gives way to what comes.
+/// kept for replay gives way to what comes, unless that would not help.
 pub(crate) async fn make_room(node: &Node, topic: &Topic, keys: &PartitionKeys, events: usize) -> bool {
     let nobody = GroupKeys::new(&keys.stream, ""); // in its slot, and within our rights
     for spare in [0, limits::PACKED_SPARE] {
-        let needed = (events as u64).saturating_add(spare);
-        let kept = topic.retain_events.min(topic.cap_events.saturating_sub(needed));
+        let events = events as u64;
+        let room = topic.cap_events.saturating_sub(events.saturating_add(spare));
+        let kept =
+            if events <= topic.cap_events { topic.retain_events.min(room) } else { topic.retain_events };
         match trim_some(node, topic, keys, &nobody, kept, limits::BATCH_RECORDS_MAX * 10).await {
             Ok((0, _)) => {}
             Ok(_) => return true,

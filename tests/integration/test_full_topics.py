@@ -1,0 +1,55 @@
+"""Commits to topics that are full: they make the room that they need, and no more than helps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from headrace import Overloaded
+from headrace.backends.contract import Record, Route, Settlement, Subscription
+from headrace.backends.redis.backend import RedisBackend
+from tests.playing import records, with_backend
+from tests.servers import Server
+
+pytest_plugins = ["tests.servers"]
+ORDERS = Route("orders")
+
+
+async def settle(backend: RedisBackend, full: Route, outputs: tuple[int, ...], *, ordered: bool) -> None:
+    """One commit of events that publish so many to a topic which has 400 events. Raises as commit does."""
+    feed = await backend.subscribe(Subscription(ORDERS, "g", "w", ordered=ordered))
+    await backend.publish(ORDERS, records(len(outputs)))
+    await backend.publish(full, records(400))
+    taken: list[Any] = []
+    while len(taken) < len(outputs):
+        taken += await feed.take(10, 1.0)
+    settled = [
+        Settlement(one, outputs=[(full, Record(b"new"))] * count) for one, count in zip(taken, outputs, strict=True)
+    ]
+    try:
+        assert not await feed.commit(settled)
+    finally:
+        await feed.aclose()
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+@pytest.mark.parametrize("outputs", [(490, 600), (600, 490), (1,) * 1_500, (1, 1, 990)])
+def test_together_they_would_not_fit(server: Server, outputs: tuple[int, ...], *, ordered: bool) -> None:
+    async def play(backend: RedisBackend) -> None:
+        full = Route("full", cap_events=1_000, retain_events=950, keep_for_first_group=False)
+        await settle(backend, full, outputs, ordered=ordered)
+        assert 600 <= int(server.command("XLEN", "full")) <= 1_000
+
+    with_backend(server, play)
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+def test_what_never_fits_takes_nothing_away(server: Server, *, ordered: bool) -> None:
+    async def play(backend: RedisBackend) -> None:
+        full = Route("full", cap_events=1_000, retain_events=950, keep_for_first_group=False)
+        with pytest.raises(Overloaded, match="full is at its cap of 1000"):
+            await settle(backend, full, (1_001,), ordered=ordered)
+        assert server.command("XLEN", "full") == 400
+
+    with_backend(server, play)
