@@ -27,6 +27,8 @@ from tests.servers import Server, require
 pytestmark = pytest.mark.timeout(1_800)
 TARGET = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / ".cargo-target"))
 """Shared by all, so that what they have in common is compiled once."""
+CARGO = {"CARGO_TARGET_DIR": str(TARGET), "CARGO_PROFILE_DEV_DEBUG": "0", "CARGO_INCREMENTAL": "0"}
+"""Without what only debuggers and second builds need: compiling is most of the time that this takes."""
 COUNT = 3_000
 ANSWERS = """
 from msgspec import Struct
@@ -133,7 +135,7 @@ def test_a_generated_service_passes_its_tests_the_first_time(
     tmp_path: Path, tool: Path, kind: str, *, ordered: bool
 ) -> None:
     shop = generated(tool, tmp_path, kind, ordered=ordered)
-    tested = run(["make", "check", "test"], shop, CARGO_TARGET_DIR=str(TARGET))
+    tested = run(["make", "check", "test"], shop, **CARGO)
     assert "test result: ok" in tested
     assert "NOT RUN" not in tested, tested
     read = [p for p in (shop / "src").rglob("*.rs") if "headrace" not in p.relative_to(shop).parts]
@@ -196,7 +198,7 @@ class Stage:
 @pytest.fixture
 def stage(request: pytest.FixtureRequest, tmp_path: Path, tool: Path) -> Iterator[Stage]:
     service = generated(tool, tmp_path, "rust-axum", ordered=getattr(request, "param", False))
-    run(["cargo", "build"], service, CARGO_TARGET_DIR=str(TARGET))
+    run(["cargo", "build"], service, **CARGO)
     with Server("redis", tcp=True) as server:
         stage = Stage(server, TARGET / "debug" / service.name, tmp_path)
         try:
@@ -322,7 +324,7 @@ def test_a_server_that_may_lose_events_is_refused_unless_that_is_accepted(stage:
 def test_a_service_speaks_tls(tmp_path: Path, tool: Path) -> None:
     require("redis")
     service = generated(tool, tmp_path, "rust-axum")
-    run(["cargo", "build", "--features", "tls"], service, CARGO_TARGET_DIR=str(TARGET))
+    run(["cargo", "build", "--features", "tls"], service, **CARGO)
     authority = certificate(tmp_path, "DNS:localhost")
     with secured(authority) as (server, url):
         stage = Stage(server, TARGET / "debug" / "shop", tmp_path)
