@@ -113,7 +113,7 @@ class Client:
     def drop(self, key: bytes) -> None:
         """Gives up the shared connection to the server of a key; the next call opens a new one, which loads the scripts."""
         if (wire := self.connected(key)) is not None:
-            wire.close()
+            wire.drop()
 
     # Calls
 

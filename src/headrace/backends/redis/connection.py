@@ -117,6 +117,10 @@ class Wire(asyncio.BufferedProtocol):
         """Closes at once; what still waits fails with NotConnected."""
         self.give_up(Closed(f"{self._where}: the connection was closed"))
 
+    def drop(self) -> None:
+        """As `close`, but whoever has it in hand may connect again: the app goes on."""
+        self.give_up(NotConnected(f"{self._where}: the connection was given up; connecting again"))
+
     def _check_silence(self) -> None:
         if self._waiting and self._loop.time() - self._heard > self._silence_s:
             self.give_up(NotConnected(f"{self._where}: no answer for {self._silence_s:.0f} s; connecting again"))
