@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 import msgspec
@@ -18,6 +17,7 @@ from headrace.backends.redis.inspect import RedisInspector
 from headrace.backends.redis.membership import shares
 from headrace.backends.redis.ordered import OrderedFeed
 from headrace.settings import Settings
+from tests.playing import with_backend
 from tests.servers import Server
 from tests.trial import Event, Plan, Trial
 
@@ -39,18 +39,6 @@ def test_every_key_is_handled_once_and_in_order(server: Server, variant: str) ->
     plan = VARIANTS[variant]
     seeded = msgspec.structs.replace(plan, seed=random.randrange(10**6))
     asyncio.run(Trial(server.url, seeded).run())
-
-
-def playing(server: Server, play: Callable[[RedisBackend], Awaitable[None]]) -> None:
-    async def run() -> None:
-        backend = RedisBackend(Settings(url=server.url))
-        await backend.open()
-        try:
-            await play(backend)
-        finally:
-            await backend.aclose()
-
-    asyncio.run(run())
 
 
 async def worker(backend: RedisBackend, name: str, route: Route = ORDERS) -> OrderedFeed:
@@ -111,7 +99,7 @@ def test_an_event_that_kills_workers_is_dead_lettered_and_the_others_are_not(ser
         ((_, fields),) = server.command("XRANGE", "{orders}:dead:g", "-", "+")
         assert b"poison" in fields
 
-    playing(server, play)
+    with_backend(server, play)
 
 
 def test_a_worker_that_was_silent_writes_nothing_and_says_so(server: Server, caplog: pytest.LogCaptureFixture) -> None:
@@ -133,7 +121,7 @@ def test_a_worker_that_was_silent_writes_nothing_and_says_so(server: Server, cap
         assert server.command("EXISTS", "bills") == 0
 
     with caplog.at_level(logging.WARNING):
-        playing(server, play)
+        with_backend(server, play)
     assert "lost the partition" in caplog.text
 
 
@@ -155,7 +143,7 @@ def test_what_a_failed_event_holds_up_survives_its_worker(server: Server) -> Non
         assert bodies == [b"a0", b"a1", b"a2"]
         assert server.command("HGET", "{orders}:group:g", "handled") == b"4"
 
-    playing(server, play)
+    with_backend(server, play)
 
 
 def test_a_read_under_way_brings_nothing_of_a_key_that_is_stopped_meanwhile(server: Server) -> None:
@@ -180,7 +168,7 @@ def test_a_read_under_way_brings_nothing_of_a_key_that_is_stopped_meanwhile(serv
         assert not await feed.commit([b0, c0])
         assert [d.fields[-1] for d in await take(feed, 2)] == [b"a0", b"a1"]
 
-    playing(server, play)
+    with_backend(server, play)
 
 
 def test_who_takes_events_one_by_one_leaves_the_event_loop_to_their_handlers(server: Server) -> None:
@@ -201,7 +189,7 @@ def test_who_takes_events_one_by_one_leaves_the_event_loop_to_their_handlers(ser
         (second,) = await more or await take(feed, 1)
         assert [first.fields[-1], second.fields[-1]] == [b"a0", b"b0"]
 
-    playing(server, play)
+    with_backend(server, play)
 
 
 def test_what_one_partition_gave_is_not_lost_with_the_call_of_another(
@@ -233,7 +221,7 @@ def test_what_one_partition_gave_is_not_lost_with_the_call_of_another(
         assert again.key == failing.key
         assert not await feed.commit([new, again])
 
-    playing(server, play)
+    with_backend(server, play)
 
 
 def test_an_event_that_is_tried_alone_is_not_lost_with_the_call_that_says_so(
@@ -257,7 +245,7 @@ def test_an_event_that_is_tried_alone_is_not_lost_with_the_call_that_says_so(
             assert got.fields[-1] == body
             assert not await feed.commit([got])
 
-    playing(server, play)
+    with_backend(server, play)
 
 
 def test_stop_keeps_the_partition_where_it_is(server: Server) -> None:
@@ -274,7 +262,7 @@ def test_stop_keeps_the_partition_where_it_is(server: Server) -> None:
         assert [(d.fields[-1], d.attempt) for d in again] == [(b"a0", 2), (b"b0", 1)]
         assert server.command("XLEN", "{orders}:retry:g") == 0
 
-    playing(server, play)
+    with_backend(server, play)
 
 
 def test_one_group_has_one_mode_and_a_topic_one_number_of_partitions(server: Server) -> None:
@@ -295,7 +283,7 @@ def test_one_group_has_one_mode_and_a_topic_one_number_of_partitions(server: Ser
     async def worker_of(backend: RedisBackend, group: str, *, ordered: bool) -> None:
         await backend.subscribe(Subscription(ORDERS, group, "w2", ordered=ordered))
 
-    playing(server, play)
+    with_backend(server, play)
 
 
 @pytest.mark.parametrize(
@@ -343,4 +331,4 @@ def test_what_was_set_aside_is_not_ahead_of_a_group_that_begins_anew(server: Ser
                     assert not await second.commit([delivery])
         assert again == ["a2", "a0", "a1", "a3"]
 
-    playing(server, play)
+    with_backend(server, play)

@@ -8,7 +8,8 @@ import pytest
 
 from headrace.backends.contract import Delivery, Record, Route, Settlement
 from headrace.backends.redis.backend import RedisBackend
-from tests.integration.test_ordered import playing, take, worker
+from tests.integration.test_ordered import take, worker
+from tests.playing import with_backend
 from tests.servers import Server
 
 pytest_plugins = ["tests.servers"]
@@ -49,7 +50,7 @@ def test_stopping_in_the_middle_of_an_entry_loses_nothing(server: Server, settle
         assert not await second.commit(counting(again))
         assert counts(server) == dict.fromkeys([b"a0", b"b0", b"a1", b"c0"], b"1")
 
-    playing(server, play)
+    with_backend(server, play)
 
 
 @pytest.mark.parametrize("settled_before", [True, False], ids=["settled before", "settled after"])
@@ -76,7 +77,7 @@ def test_a_partition_is_handed_over_in_the_middle_of_an_entry(server: Server, *,
         assert set(counts(server).values()) == {b"1"}
         assert len(first._leases.held) == len(second._leases.held) == 1
 
-    playing(server, play)
+    with_backend(server, play)
 
 
 def test_one_by_one_goes_through_an_entry(server: Server) -> None:
@@ -93,4 +94,4 @@ def test_one_by_one_goes_through_an_entry(server: Server) -> None:
             assert not await feed.commit(counting(got))
         assert counts(server) == dict.fromkeys([b"a0", b"b0", b"a1"], b"1")
 
-    playing(server, play)
+    with_backend(server, play)

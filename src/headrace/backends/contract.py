@@ -26,7 +26,7 @@ class Route(Struct, frozen=True):
     cap_events: int = limits.cap_events
     """publish() raises `Overloaded` when the topic holds this many."""
     retain_events: int = limits.retain_events
-    """Settled events are kept for replay until the topic holds more than this many ..."""
+    """Settled events are kept for replay, as far as the cap has room for them, until the topic holds more than this many ..."""
     retain_s: float = limits.retain_s
     """... or they are older than this. An event that a group still needs is never trimmed."""
     keep_for_first_group: bool = True

@@ -43,8 +43,8 @@ def watch(connection: Connection) -> Watch:
     if connection.dialect not in _dialects:
         _dialects.add(connection.dialect)
         event.listen(connection.engine, "handle_error", _see)
-    watch = _watches[connection] = Watch()
-    return watch
+    _watches[connection] = anew = Watch()
+    return anew
 
 
 def _see(context: ExceptionContext) -> None:

@@ -57,12 +57,12 @@ def identity(delivery: Delivery, topic: str) -> str:
     return text
 
 
-def _commits_by_itself(session: Session) -> bool:
+def _commits_by_itself(connection: Connection) -> bool:
     """Whether a statement was no transaction's part: the drivers know, each in its way."""
-    connection = session.connection().connection
-    if session.get_bind().dialect.name == "sqlite":
-        return not getattr(connection.driver_connection, "in_transaction", True)
-    return getattr(connection.dbapi_connection, "autocommit", False) is True
+    driver = connection.connection
+    if connection.dialect.name == "sqlite":
+        return not getattr(driver.driver_connection, "in_transaction", True)
+    return getattr(driver.dbapi_connection, "autocommit", False) is True
 
 
 class Unit:
@@ -93,7 +93,7 @@ class Unit:
         ]
         insert = _INSERTS[dialect](table).values(rows).on_conflict_do_nothing().returning(table.c.event_id)
         new = set(session.scalars(insert))
-        if _commits_by_itself(session):
+        if _commits_by_itself(self._connection):
             raise ConfigurationError(
                 "inbox: the engine is in AUTOCOMMIT, where nothing can be taken back: use a transaction's isolation level"
             )

@@ -18,6 +18,7 @@ FILLED: Final = 0.8
 """Of `maxmemory`, that topics may fill; the rest is for retries, dead letters, records of groups and what handlers write. What a rewrite of the
 append-only file copies comes on top of `maxmemory`."""
 SPARE_UNREAD: Final = 0.1
+"""Of what a topic keeps, that its cap is above that while nobody reads it; two calls of a publisher at least."""
 _LEAST: Final = 2**30
 _STEP: Final = 2**28
 KEPT: Final = Retention(limits.retain_events, Duration(limits.retain_s))

@@ -124,11 +124,6 @@ class Node:
         await self._load(wire)
         return await wire.send(packed)
 
-    def drop(self) -> None:
-        """Gives up the shared connection; the next call opens a new one, which loads the scripts."""
-        if self._wire is not None:
-            self._wire.drop()
-
     async def _load(self, wire: Wire) -> None:
         replies = [wire.send(pack((b"SCRIPT", b"LOAD", s.text))) for s in self._scripts.values()]
         for answer in await asyncio.gather(*replies, return_exceptions=True):

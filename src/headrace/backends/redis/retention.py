@@ -27,13 +27,12 @@ async def make_room(client: Client, route: Route, stream: str, events: int) -> b
 
     What is kept for replay gives way to what comes, unless that would not help. Never raises.
     """
-    nobodys = keys.group(
-        stream, ""
-    ).record  # any other could be in another slot of a Cluster or out of the user's rights
+    room = route.cap_events - events
+    packed = max(room - 2 * limits.packing_records, 0)  # of packed entries, rather one less is trimmed
+    wanted = (room, packed) if room >= 0 else (route.retain_events,)
+    nobodys = keys.group(stream, "").record  # any other may be in another slot of a Cluster or out of the user's rights
     try:
-        for spare in (0, 2 * limits.packing_records):  # of packed entries, rather one less is trimmed
-            room = route.cap_events - events - spare
-            kept = min(route.retain_events, max(room, 0)) if events <= route.cap_events else route.retain_events
+        for kept in dict.fromkeys(min(route.retain_events, n) for n in wanted):
             trimmed, _ = await _trim(client, route, stream, nobodys, limits.batch_records_max * 10, kept)
             if trimmed:
                 return True

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from headrace.backends.contract import Delivery, Feed, Record, Route, Settlement
+from collections.abc import Awaitable, Callable
+from functools import partial
+
+from headrace.backends.contract import Feed, Record, Route, Settlement
 from headrace.errors import Overloaded
 from headrace.testing.conformance.scenario import scenarios
 from headrace.testing.conformance.stage import (
@@ -35,15 +38,8 @@ async def a_full_topic_refuses_more(stage: Stage) -> None:
     await expect_error(Overloaded, stage.publish(*numbered(1, b"too many "), route=SMALL), "publish at the cap")
     got = await stage.drain(feed, 10)
     expect_same("bodies", bodies(got)[7:], [b"7", b"fits 0", b"fits 1"])
-    waited = 0.0
-    while True:
-        try:
-            await stage.publish(*numbered(3, b"new "), route=SMALL)
-            break
-        except Overloaded:
-            expect(waited < PATIENCE_S, "everything was handled, yet there is still no room")
-            await stage.elapse(STEP_S)
-            waited += STEP_S
+    again = partial(stage.publish, *numbered(3, b"new "), route=SMALL)
+    await when_there_is_room(stage, again, "everything was handled, yet there is still no room")
     expect_same("bodies", bodies(await stage.drain(feed, 3)), [b"new 0", b"new 1", b"new 2"])
 
 
@@ -120,19 +116,20 @@ async def write_outputs(stage: Stage, feed: Feed) -> None:
         await stage.publish(*numbered(5, b"%d " % n))
         for _ in range(5):
             (got,) = await stage.receive(feed, 1)
-            await commit_with(stage, feed, got)
+            settled = [Settlement(got, outputs=[(NOBODYS_CLOSE, Record(got.get(b"data") or b""))])]
+            commit = partial(stage.commit, feed, settled)
+            await when_there_is_room(stage, commit, "nobody reads the topic, yet there is no room in it")
     await expect_nobodys(stage, b"19 4")
 
 
-async def commit_with(stage: Stage, feed: Feed, got: Delivery) -> None:
-    """As the runtime does: repeated while it has to wait for room."""
-    settled = [Settlement(got, outputs=[(NOBODYS_CLOSE, Record(got.get(b"data") or b""))])]
+async def when_there_is_room(stage: Stage, attempt: Callable[[], Awaitable[None]], complaint: str) -> None:
+    """Makes the attempt as the runtime does: again and again while there is no room."""
     waited = 0.0
     while True:
         try:
-            return await stage.commit(feed, settled)
+            return await attempt()
         except Overloaded as e:
-            expect(waited < PATIENCE_S, f"nobody reads the topic, yet there is no room in it: {e}")
+            expect(waited < PATIENCE_S, f"{complaint}: {e}")
             await stage.elapse(STEP_S)
             waited += STEP_S
 
