@@ -53,3 +53,40 @@ def test_what_never_fits_takes_nothing_away(server: Server, *, ordered: bool) ->
         assert server.command("XLEN", "full") == 400
 
     with_backend(server, play)
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_what_a_destroyed_group_had_not_settled(server: Server, *, keep: bool) -> None:
+    """It stays, unless nobody is waited for and the topic reaches its cap."""
+
+    async def play(backend: RedisBackend) -> None:
+        full = Route("full", cap_events=1_000, retain_events=100, keep_for_first_group=keep)
+        feed = await backend.subscribe(Subscription(full, "g", "w"))
+        await feed.aclose()
+        await backend.publish(full, records(1_000))
+        with pytest.raises(Overloaded):
+            await backend.publish(full, records(1))
+        assert server.command("XGROUP", "DESTROY", "full", "g") == 1
+        if keep:
+            with pytest.raises(Overloaded):
+                await backend.publish(full, records(1))
+        else:
+            await backend.publish(full, records(1))
+        assert (int(server.command("XLEN", "full")) == 1_000) is keep
+
+    with_backend(server, play, publish_wait_s=0.3)
+
+
+def test_one_publisher_that_waits_for_nobody_makes_room_for_the_others(server: Server) -> None:
+    async def play(backend: RedisBackend) -> None:
+        full = Route("full", cap_events=1_000, retain_events=100)
+        await backend.publish(full, records(1_000))
+        with pytest.raises(Overloaded):
+            await backend.publish(full, records(1))
+        other = RedisBackend(backend.client.settings)
+        await other.open()
+        await other.publish(Route("full", cap_events=1_000, retain_events=100, keep_for_first_group=False), records(1))
+        await other.aclose()
+        await backend.publish(full, records(1))
+
+    with_backend(server, play, publish_wait_s=0.3)

@@ -164,6 +164,16 @@ async def asks_too_much(session: AsyncSession) -> None:
     await session.execute(text(f"SELECT 1 WHERE 1 IN ({', '.join(f':{name}' for name in many)})"), many)
 
 
+async def idles(session: AsyncSession) -> None:
+    await session.execute(text("SET LOCAL idle_in_transaction_session_timeout = 50"))
+    await asyncio.sleep(0.3)
+    await session.execute(ADD)
+
+
+async def charges_at_once(session: AsyncSession) -> None:
+    await session.execute(ADD)
+
+
 async def reads_a_foreign_table(session: AsyncSession) -> None:
     await session.execute(FOREIGN)
 
@@ -189,6 +199,19 @@ def test_it_is_the_handlers_fault(postgres: Postgres, driver: str, handler: Call
     """Else its event would come again for ever."""
     (calls, reasons, charges) = playing(postgres, driver, handler, always=True)
     assert (calls, len(reasons), charges) == (1, 1, [])
+
+
+def test_a_server_that_ends_idle_transactions(postgres: Postgres) -> None:
+    """Only psycopg says so; through asyncpg it looks like a loss."""
+    ways = [charges_at_once, idles]
+
+    async def idles_once(session: AsyncSession) -> None:
+        await ways.pop()(session)
+
+    assert playing(postgres, "asyncpg", idles_once, always=True) == (2, [], ["o-1"])
+    calls, (reason,), charges = playing(postgres, "psycopg", idles, always=True)
+    assert (calls, charges) == (1, [])
+    assert "idle-in-transaction timeout" in reason
 
 
 @pytest.mark.parametrize("driver", ASYNCHRONOUS)
